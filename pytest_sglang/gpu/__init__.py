@@ -1,0 +1,1 @@
+"""NVML behind one Protocol: power, energy, clocks, links, PCIe."""

@@ -1,0 +1,1 @@
+"""Streams in, exact token times out."""

@@ -1,0 +1,1 @@
+"""pytest-html columns and charts, from the record alone."""

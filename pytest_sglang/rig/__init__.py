@@ -1,0 +1,1 @@
+"""The promise: typed rig.toml, its errors, and the text that ``init`` writes from a rig as it stands."""
