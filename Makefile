@@ -1,0 +1,49 @@
+# make demo | make test | make lint: bootstrap included; Python 3.11+ with its venv module, git and make are all that is needed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+ENGINE := .engine
+
+.PHONY: demo test lint test-engine soak clean help
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo         the acceptance suite on the embedded simulated rig, with an HTML report"
+	@echo "make test         the plugin's own tests"
+	@echo "make lint         ruff, mypy --strict, import contracts"
+	@echo "make test-engine  the tests against a real SGLang on the CPU (installs it into $(ENGINE), 1.8 GB)"
+	@echo "make soak         every fault through the whole suite, and repeated clean runs (long)"
+
+$(VENV)/.stamp: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; this is $$($(PYTHON) --version). Try: make demo PYTHON=python3.11"; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "Python's venv module is missing. Install it: sudo apt-get install -y python3-venv"; exit 1; }
+	@test -x $(BIN)/python || { echo "building $(VENV)"; $(PYTHON) -m venv $(VENV); }
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.stamp-dev: $(VENV)/.stamp
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+	  $$($(BIN)/python -c 'import tomllib; groups = tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"]; print(*groups["lint"], *groups["test"])')
+	@touch $@
+
+demo: $(VENV)/.stamp
+	@$(BIN)/python -m pytest acceptance/ --power=250 --rig=simulated
+
+test: $(VENV)/.stamp-dev
+	@$(BIN)/python -m pytest tests --ignore=tests/engine
+
+lint: $(VENV)/.stamp-dev
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+test-engine: $(VENV)/.stamp-dev
+	@bash tests/engine/engine/install.sh $(ENGINE)
+	@SGLANG_ENGINE_REQUIRED=1 $(BIN)/python -m pytest tests/engine
+
+soak: $(VENV)/.stamp-dev
+	@$(BIN)/python tests/soak.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

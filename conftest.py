@@ -1,0 +1,3 @@
+"""What the repository's own test run needs, nothing else."""
+
+pytest_plugins = ["pytester"]

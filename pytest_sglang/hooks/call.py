@@ -1,0 +1,57 @@
+"""Judging one test call: preconditions before it, limits inside it, so that a limit fails the test itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from pytest_sglang.hooks.active import Active
+
+
+def gate(active: Active, item: pytest.Item) -> None:
+    """Skip, with the reason, what this run is not allowed or not asked to do; open the check's scope; set its power level."""
+    from pytest_sglang.session.errors import NotChecked
+    from pytest_sglang.session.scope import CheckScope
+
+    plan = active.items[item]
+    deployment = active.opened
+    scope = CheckScope(deployment, plan.spec, plan.wanted, plan.power_w)
+    active.scopes[item] = scope
+    deployment.scope = scope
+    try:
+        if item.get_closest_marker("needs_restart") and not active.options.may_restart:
+            raise NotChecked("restarts the server: not without --sglang-allow-restart")
+        if item.get_closest_marker("needs_cold_cache") and not active.options.may_go_cold:
+            raise NotChecked("sets the caches aside: not without --sglang-allow-cold")
+        if item.get_closest_marker("needs_nvlink") and not active.rig.declares_nvlink:
+            raise NotChecked("the rig file declares no NVLink")
+        scope.gate()
+    except NotChecked as reason:
+        pytest.skip(str(reason))
+
+
+@contextmanager
+def judged(active: Active, item: pytest.Item) -> Iterator[None]:
+    """Around the test call: what it measured is compared with its limits before the call ends."""
+    from pytest_sglang.session.errors import CheckFailed, Inconclusive, NotChecked
+
+    scope = active.scopes[item]
+    try:
+        scope.enter()
+        yield
+        scope.conclude()
+    except NotChecked as reason:
+        scope.not_checked = str(reason)
+        pytest.skip(str(reason))
+    except CheckFailed as error:
+        pytest.fail(str(error), pytrace=False)
+    except Inconclusive as error:
+        scope.close_inconclusive(error)
+        raise
+    except Exception as error:
+        told = scope.explain(error)
+        if told is None:
+            raise
+        pytest.fail(told, pytrace=False)

@@ -1,0 +1,54 @@
+"""The end of a run: everything put back, read back, the verdict, the exit code, the record closed."""
+
+from __future__ import annotations
+
+import pytest
+
+from pytest_sglang.hooks.active import Active
+
+
+def loop_ended(active: Active) -> None:
+    """Checks that never came to run (-x, an interrupt) are not checked; called on every way out of the loop."""
+    if active.recorder is None:
+        return
+    done = active.recorder.keys()
+    for plan in active.every:
+        if plan.key not in done and plan.key not in active.unchecked:
+            active.unchecked[plan.key] = "not reached: the run ended before it"
+    active.recorder.not_checked(active.unchecked)
+
+
+def close(active: Active, session: pytest.Session) -> None:
+    """Undo, read back, decide. A second interrupt in here does not stop the undoing: the guard would finish it."""
+    if active.closed or active.recorder is None or active.deployment is None:
+        return
+    active.closed = True
+    interrupted = int(session.exitstatus) == pytest.ExitCode.INTERRUPTED
+    _tear_down_fixtures(session)
+    try:
+        active.deployment.close()
+    finally:
+        active.recorder.as_left(active.deployment.as_left)
+        verdict = active.recorder.verdict(require_all=active.options.require_all)
+        session.exitstatus = _exit_code(session, verdict, interrupted)
+        active.recorder.finish(int(session.exitstatus), interrupted=interrupted)
+        active.recorder.write()
+    from pytest_sglang.hooks import page
+
+    page.standalone(active)
+
+
+def _tear_down_fixtures(session: pytest.Session) -> None:
+    """A user's session fixtures may still use the rig in their teardown, so they go first (after an interrupt they have not yet)."""
+    session._setupstate.teardown_exact(None)
+
+
+def _exit_code(session: pytest.Session, verdict: str, interrupted: bool) -> int:
+    if interrupted:
+        return int(pytest.ExitCode.INTERRUPTED)
+    if int(session.exitstatus) not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED):
+        return int(session.exitstatus)
+    stats = getattr(session.config.pluginmanager.get_plugin("terminalreporter"), "stats", {})
+    if verdict == "fail" or stats.get("failed") or stats.get("error"):
+        return 1
+    return {"pass": 0, "inconclusive": 6}[verdict]
