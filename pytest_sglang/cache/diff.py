@@ -1,0 +1,100 @@
+"""What a start compiled: the difference of two snapshots, told as kernel names, variants, graphs and tuning results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from pytest_sglang.cache.snapshot import Entry, PlaceSnapshot, Snapshot
+from pytest_sglang.record.values import CacheDiff, NewEntries
+
+
+def added(before: Snapshot, after: Snapshot) -> CacheDiff:
+    """What ``after`` has and ``before`` had not.
+
+    A kernel *name* is new when no cache held it before, in any rank's part of any tree: a further entry of a known name is a variant
+    (coordinate-descent tuning makes some at every start). An entry that was written again in place was compiled again: a variant too.
+    """
+    known = _names(entry for place in before.places for entry in place.entries.values())
+    old = {str(place.place.path): place.entries for place in before.places}
+
+    def fresh(place: PlaceSnapshot) -> dict[str, tuple[Entry, Entry | None]]:
+        had = old.get(str(place.place.path), {})
+        pairs = ((key, entry, had.get(key)) for key, entry in place.entries.items())
+        return {key: (entry, was) for key, entry, was in pairs if was is None or _grown(entry, was)}
+
+    count = sum(_counts(entry) for place in before.places for entry in place.entries.values())
+    return _told(after.places, fresh, known, tuple(dict.fromkeys(before.unreadable + after.unreadable)), count)
+
+
+def since(after: Snapshot, epoch_s: float) -> CacheDiff:
+    """What was written at ``epoch_s`` (epoch seconds of the file system's clock) or later: for a start that nobody watched.
+
+    Entries that have been deleted meanwhile cannot be told, and an entry written again in place counts as known before.
+    """
+    limit_ns = int(epoch_s * 1e9)
+    older = [entry for place in after.places for entry in place.entries.values() if entry.changed_ns < limit_ns]
+
+    def fresh(place: PlaceSnapshot) -> dict[str, tuple[Entry, Entry | None]]:
+        return {key: (entry, None) for key, entry in place.entries.items() if entry.changed_ns >= limit_ns}
+
+    return _told(after.places, fresh, _names(older), after.unreadable, sum(map(_counts, older)))
+
+
+def _names(entries: Iterable[Entry]) -> set[str]:
+    return {entry.kernel for entry in entries if entry.kernel is not None}
+
+
+def _counts(entry: Entry) -> bool:
+    """Whether an entry is something that a warm start can find: before_entries counts these."""
+    return entry.what in ("kernel", "graph")
+
+
+def _grown(entry: Entry, was: Entry) -> bool:
+    return entry.changed_ns > was.changed_ns or entry.files > was.files
+
+
+def _told(
+    places: tuple[PlaceSnapshot, ...],
+    fresh: Callable[[PlaceSnapshot], dict[str, tuple[Entry, Entry | None]]],
+    known: set[str],
+    unreadable: tuple[str, ...],
+    before_entries: int,
+) -> CacheDiff:
+    caches = tuple(each for place in places if (each := _new_entries(place, fresh(place), known)) is not None)
+    return CacheDiff(
+        caches=caches,
+        new_kernels=tuple(sorted({name for each in caches for name in each.new_kernels})),
+        new_variants=tuple(sorted({name for each in caches for name in each.new_variants})),
+        new_graphs=sum(each.new_graphs for each in caches),
+        files=sum(each.files for each in caches),
+        bytes=sum(each.bytes for each in caches),
+        unreadable=unreadable,
+        before_entries=before_entries,
+    )
+
+
+def _new_entries(place: PlaceSnapshot, entries: dict[str, tuple[Entry, Entry | None]], known: set[str]) -> NewEntries | None:
+    """What one place gained; None where that is nothing."""
+    if not entries:
+        return None
+    kernels: dict[str, int] = {}
+    variants: dict[str, int] = {}
+    graphs = tuning = files = size = 0
+    for entry, was in entries.values():
+        if entry.kernel is not None:
+            names = variants if entry.kernel in known else kernels
+            names[entry.kernel] = names.get(entry.kernel, 0) + 1
+        graphs += entry.what == "graph"
+        tuning += entry.what == "autotune"
+        files += max(0, entry.files - (was.files if was is not None else 0))
+        size += max(0, entry.bytes - (was.bytes if was is not None else 0))
+    return NewEntries(
+        cache=place.place.kind,
+        path=str(place.place.path),
+        new_kernels=dict(sorted(kernels.items())),
+        new_variants=dict(sorted(variants.items())),
+        new_graphs=graphs,
+        new_autotune=tuning,
+        files=files,
+        bytes=size,
+    )

@@ -1,0 +1,124 @@
+"""What the host says beside NVML: kernel release, and the driver's messages (Xid) in the kernel log."""
+
+from __future__ import annotations
+
+import os
+import re
+from datetime import datetime
+
+from pytest_sglang.gpu.power import Run, run_command
+from pytest_sglang.gpu.readings import Missing, Reading
+from pytest_sglang.judge.hardware import normal_pci
+from pytest_sglang.record.values import Finding, Value
+
+GRANT = 'sudo usermod -aG systemd-journal $USER, then log in again (or waive it in the rig file: unavailable = ["xid"])'
+
+XID: dict[int, tuple[str, str]] = {
+    13: ("warn", "graphics engine exception: usually the program, else memory or heat"),
+    31: ("warn", "memory page fault: usually the program"),
+    32: ("fail", "invalid push buffer: driver, or corruption on the PCIe bus"),
+    43: ("warn", "the program's channel was reset"),
+    45: ("warn", "channels were removed, after an earlier error or a killed program"),
+    48: ("fail", "uncorrectable memory error (double-bit ECC)"),
+    61: ("fail", "internal micro-controller breakpoint: reset the card, update the driver"),
+    62: ("fail", "internal micro-controller halt: reset the card, update the driver"),
+    63: ("warn", "a memory row is being remapped"),
+    64: ("fail", "remapping a memory row failed: the card is to be replaced"),
+    74: ("fail", "NVLink error: reseat the bridge"),
+    79: ("fail", "the card has fallen off the bus: power supply, riser, slot, heat"),
+    92: ("warn", "many corrected memory errors"),
+    94: ("fail", "contained memory error"),
+    95: ("fail", "uncontained memory error: reset the card"),
+    119: ("fail", "the card's system processor does not answer (GSP time-out)"),
+    120: ("fail", "the card's system processor failed (GSP error)"),
+    154: ("fail", "the driver says that the card needs a recovery action"),
+}
+"""Meaning of Xid numbers, shortened from NVIDIA's "XID Errors" document; others count as a warning."""
+
+_XID = re.compile(r"NVRM: Xid \(PCI:([0-9a-fA-F:.]+)\): (\d+),?\s*(.*)")
+_LOST = re.compile(r"NVRM: GPU (?:at )?(?:PCI:)?([0-9a-fA-F:.]+?):? .*fallen off the bus")
+
+
+class Xid(Value, frozen=True, kw_only=True):
+    """One message of the driver in the kernel log. ``at_s``: seconds since the epoch."""
+
+    at_s: float
+    pci: str
+    code: int
+    text: str
+
+
+def kernel_release() -> str:
+    """Release of the running kernel: ``6.1.0-18-amd64``."""
+    return os.uname().release
+
+
+def xids_since(since_s: float, run: Run = run_command) -> Reading[tuple[Xid, ...]]:
+    """Xid messages of the kernel log since ``since_s`` (epoch seconds), from the journal, else dmesg.
+
+    Missing, with the line that grants the right, where neither may be read.
+    """
+    lines = _journal(since_s, run)
+    if isinstance(lines, Missing):
+        by_dmesg = _dmesg(run)
+        if isinstance(by_dmesg, Missing):
+            return by_dmesg if by_dmesg.permission else lines
+        lines = by_dmesg
+    return tuple(each for each in (parse_line(line) for line in lines) if each is not None and each.at_s >= since_s)
+
+
+def _journal(since_s: float, run: Run) -> Reading[list[str]]:
+    # a user who may not read the kernel's messages gets an empty journal and exit code 0: only a line of this boot proves the right
+    code, output = run(["journalctl", "-k", "-b", "-n", "1", "-o", "short-unix", "--no-pager", "-q"])
+    if code != 0:
+        return Missing(output.splitlines()[0] if output else f"journalctl: exit code {code}")
+    if not any(re.match(r"\d+\.\d+ ", line) for line in output.splitlines()):
+        return Missing(f"the journal shows no kernel message to this user; {GRANT}", permission=True)
+    code, output = run(["journalctl", "-k", "-o", "short-unix", "--since", f"@{since_s:.0f}", "--no-pager", "-q"])
+    return output.splitlines() if code == 0 else Missing(output or f"journalctl: exit code {code}")
+
+
+def _dmesg(run: Run) -> Reading[list[str]]:
+    code, output = run(["dmesg", "--time-format=iso"])
+    if code == 0:
+        return output.splitlines()
+    denied = "not permitted" in output.lower() or "permission" in output.lower()
+    return Missing(f"{output.splitlines()[0] if output else 'dmesg failed'}; {GRANT}", permission=denied)
+
+
+def parse_line(line: str) -> Xid | None:
+    """The Xid of one kernel log line (``journalctl -o short-unix`` or ``dmesg --time-format=iso``); None = another message."""
+    found = _XID.search(line)
+    if found is not None:
+        return Xid(at_s=_stamp(line), pci=normal_pci(found[1]), code=int(found[2]), text=found[3].strip())
+    lost = _LOST.search(line)
+    if lost is not None:
+        return Xid(at_s=_stamp(line), pci=normal_pci(lost[1]), code=79, text="GPU has fallen off the bus.")
+    return None
+
+
+def _stamp(line: str) -> float:
+    first = line.split(" ", 1)[0]
+    try:
+        return float(first)
+    except ValueError:
+        try:
+            # dmesg writes the decimal comma of ISO 8601
+            return datetime.fromisoformat(first.replace(",", ".")).timestamp()
+        except ValueError:
+            return float("inf")  # a line without a readable time counts as new: better told twice than missed
+
+
+def findings(xids: tuple[Xid, ...], labels: dict[str, str] | None = None) -> tuple[Finding, ...]:
+    """One finding for every Xid number of every card, with its count; ``labels``: names by PCI bus id."""
+    grouped: dict[tuple[str, int], list[Xid]] = {}
+    for each in xids:
+        grouped.setdefault((each.pci, each.code), []).append(each)
+    told = []
+    for (pci, code), all_of_it in grouped.items():
+        severity, meaning = XID.get(code, ("warn", "see NVIDIA's XID Errors document"))
+        times = "" if len(all_of_it) == 1 else f", {len(all_of_it)} times"
+        subject = (labels or {}).get(pci, pci)
+        detail = f"Xid {code}{times}: {all_of_it[0].text or meaning}"
+        told.append(Finding("xid", "fail" if severity == "fail" else "warn", subject, detail, meaning))
+    return tuple(told)

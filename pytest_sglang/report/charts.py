@@ -1,0 +1,75 @@
+"""The charts of a run as inline SVG: start-up time lines, tok/s by round, watts over time.
+
+Each chart is a handful of small panels rather than one big drawing: a cold start of 22 min stands beside a warm one of 80 s, every panel
+on its own scale, and on a phone the panels stand below one another at a size that can be read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from pytest_sglang.record.run import Run
+from pytest_sglang.record.values import Value
+from pytest_sglang.report.svg import NoDrawing, Panel
+
+
+class Chart(Value, frozen=True, kw_only=True):
+    """A titled group of panels; ``empty`` says why there are none."""
+
+    id: str
+    title: str
+    note: str
+    panels: tuple[Panel, ...] = ()
+    empty: str = ""
+
+
+def charts(run: Run) -> list[Chart]:
+    """All charts of the run, in the order of the page; never fails, whatever the record holds."""
+    return [startup_chart(run), throughput_chart(run), power_chart(run)]
+
+
+def startup_chart(run: Run) -> Chart:
+    """Waterfall of phases, a panel for each start."""
+    from pytest_sglang.report import waterfall
+
+    panels = tuple(_panel(f"sg-start-{number}", item, waterfall.panel) for number, item in enumerate(run.startups, 1))
+    note = "Phases from launch to readiness; the dashed line is the promised budget. Each start has its own time axis."
+    if run.simulated:
+        note += " All times are rig time."
+    return Chart(id="start", title="Start-up", note=note, panels=panels, empty="No start was made or read in this run.")
+
+
+def throughput_chart(run: Run) -> Chart:
+    """Rate of every round with limit and interval, a panel for each measurement."""
+    from pytest_sglang.report import rounds
+
+    panels = tuple(_panel(f"sg-rate-{number}", item, rounds.panel) for number, item in enumerate(run.throughputs, 1))
+    note = "One dot a round, the band is the confidence interval of the median; hollow dots are rounds that do not count."
+    return Chart(id="rate", title="Tokens per second by round", note=note, panels=panels, empty="Nothing was measured under load in this run.")
+
+
+def power_chart(run: Run) -> Chart:
+    """Watts over time, a panel for each GPU, all on the same axes."""
+    from pytest_sglang.report import watts
+
+    try:
+        items = watts.split(run.power_series)
+    except Exception as error:
+        items, broken = [], f"The recorded readings could not be understood: {type(error).__name__}: {error}"
+    else:
+        broken = "No power readings were taken in this run."
+    panels = tuple(_panel(f"sg-watts-{number}", item, watts.panel) for number, item in enumerate(items, 1))
+    note = "Board power as NVML reads it, not the wall. The dashed line is the enforced limit, shaded bands are measured rounds."
+    return Chart(id="watts", title="Power over time", note=note, panels=panels, empty=broken)
+
+
+def _panel(identity: str, item: Any, draw: Callable[[str, Any], Panel]) -> Panel:
+    """A panel, or the reason why there is none: a page with one chart less is better than no page."""
+    heading = str(item.get("label") or "unnamed") if isinstance(item, dict) else "unnamed"
+    try:
+        return draw(identity, item)
+    except NoDrawing as error:
+        return Panel(heading=heading, missing=f"Not drawn: {error}")
+    except Exception as error:
+        return Panel(heading=heading, missing=f"Not drawn: the record does not hold what the chart needs ({type(error).__name__}: {error})")

@@ -1,0 +1,21 @@
+"""JUnit properties of a check: plain names, plain numbers."""
+
+from __future__ import annotations
+
+from pytest_sglang.record.run import Check
+
+
+def properties(check: Check) -> list[tuple[str, str | float]]:
+    """``sglang.verdict``, ``sglang.measured.decode_tok_s`` and kin; what was not read is left out, units are in the names."""
+    told: list[tuple[str, str | float | bool | None]] = [
+        ("sglang.check", check.id),
+        ("sglang.verdict", check.verdict),
+        ("sglang.power_w", check.power_w),
+        ("sglang.marginal", True if check.marginal else None),
+        ("sglang.quantity", check.quantity),
+    ]
+    if check.limit is not None:
+        told += [("sglang.limit_op", check.limit.op), ("sglang.limit", check.limit.value), ("sglang.limit_unit", check.limit.unit or None)]
+    told += [(f"sglang.measured.{name}", measured.value) for name, measured in check.measured.items()]
+    told += [("sglang.cause", check.cause), ("sglang.inconclusive_because", check.inconclusive_because)]
+    return [(name, ("true" if value else "false") if isinstance(value, bool) else value) for name, value in told if value is not None]

@@ -1,0 +1,118 @@
+"""The blocks above pytest-html's table, and our columns in it: all that a reader has to know, on one page, without a script."""
+
+from __future__ import annotations
+
+import html
+from datetime import datetime
+from typing import Any
+
+from pytest_sglang.record import units
+from pytest_sglang.record.run import Check, Run
+from pytest_sglang.report import environment, state, view
+
+BLOCKS: tuple[str, ...] = ("headline", "not_checked", "promises", "charts", "findings", "rig", "environment")
+"""Templates of the page's blocks, in their order: what was not checked stands before what was."""
+_COLUMNS: tuple[tuple[str, str], ...] = (("measured", "Measured"), ("limit", "Limit"), ("margin", "Margin"), ("verdict", "Verdict"))
+
+
+def title(run: Run) -> str:
+    """Title of the page: rig, power level, SIMULATED where it is."""
+    return view.title(run)
+
+
+def summary_html(run: Run, *, heading_level: int = 3) -> list[str]:
+    """The blocks as HTML, style first; everything escaped, nothing loaded from elsewhere, no script.
+
+    ``heading_level``: 3 below pytest-html's own "Summary", 2 on a page of our own.
+    """
+    templates = _templates()
+    context = _context(run, heading_level)
+    blocks = [templates.get_template(f"{name}.html.jinja").render(context).strip() for name in BLOCKS]
+    return [f"<style>{stylesheet()}</style>", *(block for block in blocks if block)]
+
+
+def header_cells() -> list[str]:
+    """Our columns' heads for pytest-html's table, to be put behind its "Duration"."""
+    return [f'<th class="sg-col" data-column-type="{name}">{text}</th>' for name, text in _COLUMNS]
+
+
+def row_cells(check: Check | None) -> list[str]:
+    """Our columns' cells for a test; empty ones for a test that is no check, so that columns stay aligned."""
+    if check is None:
+        return [f'<td class="col-{name}"></td>' for name, _ in _COLUMNS]
+    row = view.row(check)
+    measured = row.measured + (f" ({row.interval})" if row.interval else "")
+    texts = {"measured": measured, "limit": pretty(row.limit), "margin": pretty(row.margin), "verdict": row.word}
+    return [
+        f'<td class="col-{name} sg-cell{f" sg-is-{row.standing}" if name == "verdict" else ""}">{html.escape(texts[name])}</td>'
+        for name, _ in _COLUMNS
+    ]
+
+
+def stylesheet() -> str:
+    """The style of all blocks, every rule of it tied to our class."""
+    return _read("report.css")
+
+
+def pretty(text: str) -> str:
+    """Typographic signs where HTML has them: ≥, ≤ and a true minus."""
+    return text.replace(">=", "≥").replace("<=", "≤").replace("-", "−", 1) if text[:1] in "<>-" else text
+
+
+def when(iso: str | None) -> str:
+    """A time stamp of the record for a person: "24 November 2026, 01:53 UTC"."""
+    if not iso:
+        return ""
+    try:
+        moment = datetime.fromisoformat(iso)
+    except ValueError:
+        return iso
+    return f"{moment.day} {moment:%B %Y, %H:%M} UTC"
+
+
+def took(run: Run) -> str:
+    """How long it lasted; on a simulated rig in rig time, and on the wall as well."""
+    if run.duration_s is None:
+        return "has not ended" if run.finished is None else ""
+    if run.simulated:
+        wall = f", {units.duration(run.wall_s)} on the wall" if run.wall_s is not None else ""
+        return f"took {units.duration(run.duration_s)} of rig time{wall}"
+    return f"took {units.duration(run.duration_s)}"
+
+
+def _context(run: Run, level: int) -> dict[str, Any]:
+    from pytest_sglang.report.charts import charts
+
+    return {
+        "run": run,
+        "level": level,
+        "title": title(run),
+        "word": view.verdict_word(run),
+        "tally": view.tally(run),
+        "headline": view.headline(run),
+        "rig": view.rig_name(run),
+        "power": view.power_text(run),
+        "rows": view.rows(run),
+        "charts": charts(run),
+        "findings": [(each.severity, view.finding_text(each), each.remedy) for each in view.all_findings(run)],
+        "groups": environment.groups(run.environment),
+        "found": state.line(run.as_found, "not recorded"),
+        "left": state.as_left_line(run).removeprefix("rig as left: ").removesuffix(view.simulated_suffix(run)),
+        "same": state.parts(run.as_found) == state.parts(run.as_left) and bool(run.as_left),
+        "facts": [each for each in (when(run.started), took(run), f"run {run.run_id}") if each],
+    }
+
+
+def _templates() -> Any:
+    import jinja2
+
+    loader = jinja2.FunctionLoader(_read)
+    templates = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, loader=loader, undefined=jinja2.StrictUndefined)
+    templates.filters["pretty"] = pretty
+    return templates
+
+
+def _read(name: str) -> str:
+    from importlib.resources import files
+
+    return (files("pytest_sglang.report") / "templates" / name).read_text(encoding="utf-8")

@@ -1,0 +1,397 @@
+"""A start as its log tells it: phases, what it compiled, what it lost, why it died."""
+
+from __future__ import annotations
+
+import ast
+import re
+from typing import Any, Literal
+
+import msgspec
+
+from pytest_sglang.record.values import Finding, Phase, Value
+from pytest_sglang.server import redact, versions
+from pytest_sglang.server.log import LogLine
+from pytest_sglang.server.versions import Mark, Version
+
+_ACCESS = re.compile(r'"(?P<method>[A-Z]+) (?P<path>/\S*) HTTP/[\d.]+" (?P<status>\d{3})')
+_BAR = re.compile(
+    r"^(?P<what>[^|%\r]*?):?\s*(?P<pct>\d{1,3})%[^|]*\|[^|]*\|\s*(?P<done>\d+)/(?P<total>\d+)(?: \[(?P<rest>[^\]]*))?"
+)
+_TRAFFIC = ("Decode batch", "Prefill batch")
+_LEVEL = re.compile(r"^(?:INFO|WARNING|ERROR):\s+")
+_TRACEBACK = "Traceback (most recent call last)"
+_EXCEPTION = re.compile(
+    r"^(?:[A-Za-z_][\w.]*\.)?[A-Za-z_]\w*(?:Error|Exception|Exit|Interrupt|Warning|Failure|Timeout|Expired|Iteration)\b.*"
+)
+_TIMING = re.compile(r"(\w+)=([\d.]+)")
+_FACT = {
+    "model_path": str,
+    "served_model_name": str,
+    "tp_size": int,
+    "host": str,
+    "port": int,
+    "device": str,
+    "enable_torch_compile": bool,
+    "torch_compile_max_bs": int,
+    "disable_cuda_graph": bool,
+    "log_level": str,
+    "skip_server_warmup": bool,
+}
+
+
+class Failure(Value, frozen=True):
+    """Why a start failed: ``kind`` as in the table of failures, ``cause`` in one line, ``traceback`` the first one in the log."""
+
+    kind: str
+    cause: str
+    traceback: str = ""
+    at: float | None = None
+
+
+class Timeline(Value, frozen=True, kw_only=True):
+    """One start, read from its log. ``*_at`` are epoch seconds, ``*_s`` count from ``launched_at``; None = not in the log.
+
+    Stamps are whole seconds, so a phase's length is right within a second and their sum within one second in all.
+    """
+
+    launched_at: float | None
+    launched_at_is: Literal["launch", "first line"]
+    phases: tuple[Phase, ...] = ()
+    phase: str | None = None
+    """The phase in which the log ends."""
+    inside: str = ""
+    """Progress inside that phase, from its progress bar: ``2/4 (bs=4)``."""
+    port_open_at: float | None = None
+    ready_at: float | None = None
+    last_at: float | None = None
+    autotune_runs: int = 0
+    capture_s: float | None = None
+    weights_s: float | None = None
+    timings: dict[str, float] = {}
+    versions: dict[str, str] = {}
+    facts: dict[str, Any] = {}
+    findings: tuple[Finding, ...] = ()
+    failure: Failure | None = None
+    last_lines: tuple[str, ...] = ()
+    bound: bool = True
+    """False: uvicorn said that it could not bind its port, whatever the log says afterwards."""
+
+
+class _Reader:
+    """Collects marks from the lines of one start."""
+
+    def __init__(self, version: Version | None) -> None:
+        self._forms = versions.compiled(version)
+        self.first: dict[Mark, float] = {}
+        self.last: dict[Mark, float] = {}
+        self.seconds: dict[Mark, list[tuple[str, float]]] = {}
+        self.low, self.high = versions.OLDEST, versions.NEWEST
+        self.health_ok_at: float | None = None
+        self.autotune_runs = 0
+        self.echo = ""
+        self.timings: dict[str, float] = {}
+        self.findings: dict[tuple[str, str], Finding] = {}
+        self.failures: list[tuple[int, versions.Sign, str, float | None]] = []
+        self.bar = ""
+        self.bar_at_mark = 0
+        self.marks = 0
+        self.after_ready = False
+        self.bound = True
+        self.nccl = ""
+
+    def feed(self, index: int, line: LogLine, now: float | None) -> None:
+        """Take one line; ``now`` is its own stamp or that of the line before it."""
+        if line.time is None:
+            if versions.AUTOTUNE.search(line.text):
+                self.autotune_runs += 1
+            elif (bar := _bar(line.text)) is not None:
+                self.bar, self.bar_at_mark = bar, self.marks
+        if line.text.startswith(_TRAFFIC):
+            return
+        text = _LEVEL.sub("", line.text)
+        if line.time is not None and now is not None:
+            if (access := _ACCESS.search(text)) is not None:
+                self._access(access, now)
+                return
+            self._mark(text, line.ranks, now)
+        if not text.startswith("server_args="):
+            self._sign(index, text, now)
+
+    def _mark(self, text: str, ranks: str, now: float) -> None:
+        for form, pattern in self._forms:
+            match = pattern.search(text)
+            if match is None:
+                continue
+            mark = form.mark
+            if mark == "ready" and not self.bound:
+                return  # its warm-up was answered by somebody else's server on the same port
+            self.low, self.high = max(self.low, form.since), min(self.high, form.until)
+            self.first.setdefault(mark, now)
+            self.last[mark] = now
+            self.marks += 1
+            if match.groupdict().get("s"):
+                self.seconds.setdefault(mark, []).append((ranks, float(match["s"])))
+            if mark == "arguments":
+                self.echo = text
+            elif mark == "timings":
+                self.timings = {key: float(value) for key, value in _TIMING.findall(text)}
+            elif mark == "ready":
+                self.after_ready = True
+            return
+        if text.startswith("sglang is using nccl=="):
+            self.nccl = text.partition("==")[2].strip()
+
+    def _access(self, match: re.Match[str], now: float) -> None:
+        if self.health_ok_at is None and match["status"] == "200" and match["path"].startswith(("/health", "/ready")):
+            self.health_ok_at = now
+
+    def _sign(self, index: int, text: str, now: float | None) -> None:
+        for sign, pattern in versions.signs():
+            if not pattern.search(text):
+                continue
+            if sign in versions.FAILURES:
+                self.failures.append((index, sign, text, now))
+                if sign.kind == "port-taken":
+                    self.bound = False
+            else:
+                detail = redact.text(text.strip())[:300]
+                self.findings.setdefault(
+                    (sign.kind, sign.pattern), Finding(sign.kind, sign.severity, "server log", detail, sign.advice)
+                )
+            return
+
+    def elapsed(self, mark: Mark) -> float | None:
+        """Seconds of a stage by its own ``elapsed=``: the slowest rank of each pass, all passes (target, draft) added."""
+        by_rank: dict[str, float] = {}
+        for ranks, seconds in self.seconds.get(mark, []):
+            by_rank[ranks] = by_rank.get(ranks, 0.0) + seconds
+        return max(by_rank.values(), default=None)
+
+
+def timeline(
+    lines: list[LogLine],
+    *,
+    launched_at: float | None = None,
+    ended_at: float | None = None,
+    version: str | None = None,
+    ready_at: float | None = None,
+    port_open_at: float | None = None,
+) -> Timeline:
+    """The time line of one start (one element of ``log.starts``).
+
+    ``launched_at``: epoch seconds of the launch (controller, unit); without it the first stamped line is the zero.
+    ``ended_at``: when the process ended, which closes the last phase. ``version``: SGLang's version where it is known (the log of
+    0.5.11 does not name it). ``ready_at``, ``port_open_at``: observed from outside, which beats the log's whole seconds.
+    A version that the table does not know gives no phases and the finding "phases-unknown", never a failure.
+    """
+    hint = versions.parse(version)
+    known = hint is None or versions.is_known(hint)
+    reader = _Reader(hint if known else None)
+    first = next((line.time for line in lines if line.time is not None), None)
+    now = first
+    for index, line in enumerate(lines):
+        now = line.time if line.time is not None else now
+        reader.feed(index, line, now)
+    zero = launched_at if launched_at is not None else first
+    if port_open_at is not None and reader.marks:
+        reader.first["port_open"] = port_open_at
+    if ready_at is None:
+        ready_at = (reader.first.get("ready") or reader.health_ok_at) if reader.bound else None
+    failure = _failure(lines, reader)
+    findings = list(reader.findings.values())
+    if failure is not None and (ready_at is None or failure.at is None or failure.at >= ready_at):
+        findings.append(Finding("died" if failure.kind != "port-taken" else "port-taken", "fail", "server log", failure.cause))
+    phases: tuple[Phase, ...] = ()
+    if not known:
+        detail = (
+            f"phases unknown: SGLang {version} is not one of {versions.name(versions.OLDEST)} to {versions.name(versions.NEWEST)}"
+        )
+        findings.append(Finding("phases-unknown", "info", "server log", detail))
+    elif zero is not None and first is not None:
+        phases = _phases(reader, zero=zero, first=first, ready_at=ready_at, ended_at=ended_at)
+    facts = _facts(reader.echo)
+    findings = _settled(findings, reader, facts)
+    findings += _compile_findings(reader, facts, phases, ready_at, findings)
+    current = _current(phases, ready_at)
+    return Timeline(
+        launched_at=zero,
+        launched_at_is="launch" if launched_at is not None else "first line",
+        phases=phases,
+        phase=current,
+        inside=reader.bar if reader.bar_at_mark == reader.marks else "",
+        port_open_at=reader.first.get("port_open") if reader.bound else None,
+        ready_at=ready_at,
+        last_at=now,
+        autotune_runs=reader.autotune_runs,
+        capture_s=reader.elapsed("decode_end") if known else None,
+        weights_s=reader.elapsed("weights_end") if known else None,
+        timings=reader.timings,
+        versions=_versions(reader, version),
+        facts=facts,
+        findings=tuple(findings),
+        failure=failure,
+        last_lines=tuple(redact.text(line.raw)[:300] for line in lines[-10:]),
+        bound=reader.bound,
+    )
+
+
+def _phases(reader: _Reader, *, zero: float, first: float, ready_at: float | None, ended_at: float | None) -> tuple[Phase, ...]:
+    """Contiguous phases: each lasts until the next begins, so that they add up to the whole."""
+    marks = reader.first
+    if not any(mark in marks for mark in ("distributed", "weights", "decode", "port_open")):
+        # nothing of a start is in it but its first lines
+        begins: list[tuple[str, float]] = [("launch", zero), ("arguments", first)] if "arguments" in marks else []
+        return _closed(begins, zero, ended_at)
+    kv_begin = reader.last.get("weights_end")
+    captured = max((reader.last[mark] for mark in ("decode_end", "prefill_end") if mark in marks), default=None)
+    boot = captured if captured is not None else reader.last.get("kv_cache_end")
+    if any(mark in marks and f"{mark}_end" not in marks for mark in ("decode", "prefill")):
+        boot = marks.get("port_open")  # a capture is still running, or its end was cut off
+    if boot is not None and "capacity" in marks:
+        boot = min(boot, marks["capacity"])
+    candidates: list[tuple[str, float | None]] = [
+        ("launch", zero),
+        ("arguments", first),
+        ("distributed", marks.get("distributed")),
+        ("weights", marks.get("weights")),
+        ("kv_cache", kv_begin),
+        ("capture_decode", marks.get("decode")),
+        ("capture_prefill", marks.get("prefill")),
+        ("port_open", boot),
+        ("warmup", marks.get("port_open")),
+    ]
+    begins = sorted(((phase, begin) for phase, begin in candidates if begin is not None), key=lambda each: each[1])
+    begins = [(phase, min(begin, ready_at) if ready_at is not None else begin) for phase, begin in begins]
+    return _closed(begins, zero, ready_at if ready_at is not None else ended_at, ready_at)
+
+
+def _closed(begins: list[tuple[str, float]], zero: float, end: float | None, ready_at: float | None = None) -> tuple[Phase, ...]:
+    """Phases from their begins: a stamp is cut to whole seconds and may lie before a launch that is known exactly."""
+    ends = [*(begin for _, begin in begins[1:]), end]
+    phases = [
+        Phase(phase, max(0.0, begin - zero), None if until is None else max(0.0, until - zero))
+        for (phase, begin), until in zip(begins, ends, strict=True)
+        if not (phase == "launch" and until is not None and until <= begin)
+    ]
+    if ready_at is not None:
+        phases.append(Phase("ready", max(0.0, ready_at - zero), max(0.0, ready_at - zero)))
+    return tuple(phases)
+
+
+def _current(phases: tuple[Phase, ...], ready_at: float | None) -> str | None:
+    if ready_at is not None:
+        return "ready"
+    return phases[-1].id if phases else None
+
+
+def _bar(text: str) -> str | None:
+    match = _BAR.search(text)
+    if match is None:
+        return None
+    what = re.search(r"\(([^)]*?)(?: avail_mem=[^)]*)?\)", match["what"])
+    return f"{match['done']}/{match['total']}" + (f" ({what[1]})" if what else "")
+
+
+def _versions(reader: _Reader, version: str | None) -> dict[str, str]:
+    found: dict[str, str] = {}
+    if version:
+        found["sglang"] = version
+    elif reader.marks and reader.low <= reader.high:
+        same = reader.low == reader.high
+        found["sglang"] = versions.name(reader.low) if same else f"{versions.name(reader.low)} to {versions.name(reader.high)}"
+    if reader.nccl:
+        found["nccl"] = reader.nccl
+    return found
+
+
+def _facts(echo: str) -> dict[str, Any]:
+    """Arguments of the start from their echo, both as a dataclass's and as a dict's repr; a cut line gives those before the cut."""
+    facts: dict[str, Any] = {}
+    for key, kind in _FACT.items():
+        match = re.search(rf"""(?:[(,{{] ?){key}=|'{key}': """, echo)
+        if match is None:
+            continue
+        literal = re.match(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|True|False|None|-?\d+(?:\.\d+)?""", echo[match.end() :])
+        if literal is None:
+            continue
+        value = ast.literal_eval(literal[0])
+        if value is None or isinstance(value, kind):
+            facts[key] = value
+    return facts
+
+
+def _compile_findings(
+    reader: _Reader, facts: dict[str, Any], phases: tuple[Phase, ...], ready_at: float | None, found: list[Finding]
+) -> list[Finding]:
+    """torch.compile is applied inside decode-graph capture only: without that it silently does nothing."""
+    if not facts.get("enable_torch_compile") or ready_at is None or any(each.kind == "torch-compile-off" for each in found):
+        return []
+    # a log whose beginning is missing proves nothing
+    if not phases or "weights" not in reader.first or "decode" in reader.first:
+        return []
+    detail = "torch.compile was asked for, but no decode graph was captured, so nothing was compiled"
+    return [
+        Finding(
+            "torch-compile-off",
+            "fail",
+            "server log",
+            detail,
+            "do not switch decode graphs off together with --enable-torch-compile",
+        )
+    ]
+
+
+def _settled(findings: list[Finding], reader: _Reader, facts: dict[str, Any]) -> list[Finding]:
+    """A graph that was captured after all is not off; on the CPU engine the line about graphs only says that there is no CUDA."""
+    if "decode" in reader.first:
+        return [each for each in findings if each.kind != "decode-graphs-off"]
+    if facts.get("device") == "cpu":
+        return [msgspec.structs.replace(each, severity="info") if each.kind == "decode-graphs-off" else each for each in findings]
+    return findings
+
+
+def _failure(lines: list[LogLine], reader: _Reader) -> Failure | None:
+    """The cause of a death: the first traceback (what follows is fallout), told by its exception line."""
+    reported = next((index for index, sign, _, _ in reader.failures if sign.kind == "exception"), None)
+    plain = next((index for index, line in enumerate(lines) if _TRACEBACK in line.text and not _is_harmless(lines, index)), None)
+    kinds = [each for each in reader.failures if each[1].kind != "exception"]
+    begin = reported if reported is not None else plain
+    earliest = kinds[0] if kinds else None
+    if begin is not None and (earliest is None or earliest[1].kind != "port-taken" or earliest[0] > begin):
+        block = _traceback(lines, begin)
+        cause = _exception(block) or redact.text(lines[begin].text.strip())[:300]
+        sign = next((each for _, each, text, _ in kinds if text.strip() in "\n".join(block)), None)
+        return Failure(sign.kind if sign else "exception", cause, "\n".join(block), _time_at(lines, begin))
+    if earliest is not None:
+        _, sign, text, now = earliest
+        return Failure(sign.kind, redact.text(text.strip())[:300], "", now)
+    return None
+
+
+def _is_harmless(lines: list[LogLine], index: int) -> bool:
+    """torch prints tracebacks with warnings (a cache entry that cannot be loaded) and goes on."""
+    before = " ".join(line.text for line in lines[max(0, index - 3) : index + 1])
+    return "fx graph cache unable" in before or "Ignore import error" in before or before.lstrip().startswith("W0")
+
+
+def _traceback(lines: list[LogLine], begin: int) -> list[str]:
+    """The traceback from line ``begin`` on, to the next stamped line (at most 120 lines), secrets redacted."""
+    head = lines[begin].text
+    block = [head[head.find(_TRACEBACK) :] if _TRACEBACK in head else head]
+    for line in lines[begin + 1 : begin + 120]:
+        if line.time is not None:
+            break
+        block.append(line.text)
+    return [redact.text(line) for line in block]
+
+
+def _exception(block: list[str]) -> str | None:
+    """The exception line of the block's first traceback, with the lines of its message that follow it."""
+    for index, line in enumerate(block):
+        if index and not line.startswith((" ", "\t")) and (_EXCEPTION.match(line) or re.match(r"^[\w.]+: ", line)):
+            return line.strip()[:300]
+    return None
+
+
+def _time_at(lines: list[LogLine], index: int) -> float | None:
+    return next((line.time for line in reversed(lines[: index + 1]) if line.time is not None), None)

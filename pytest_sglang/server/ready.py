@@ -1,0 +1,409 @@
+"""Wait until a server is ready; notice at once when it died, and soon when it hangs."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Generic, TypeVar
+from urllib.parse import urlsplit
+
+from pytest_sglang.record import units
+from pytest_sglang.record.clock import Clock
+from pytest_sglang.record.values import Finding, Phase, Startup, Value
+from pytest_sglang.server import control, deaths, identity, phases, processes
+from pytest_sglang.server.control import Controller, ControlState
+from pytest_sglang.server.http import Completion, ControlPlane
+from pytest_sglang.server.log import LogSource
+from pytest_sglang.server.phases import Timeline
+from pytest_sglang.server.start import FailureKind, LogWatch, Progress, StartFailed, kind_of, outside, read_start, unreadable
+
+if TYPE_CHECKING:
+    import psutil
+
+__all__ = ["Progress", "StartFailed", "read_start", "wait_ready"]
+
+POLL_S = 0.05
+"""Wall seconds between two looks at process and log: a death is noticed well within 1 s."""
+PROBE_S = 0.1
+"""Wall seconds between two connection attempts or status questions: the moment of readiness is right within 0.3 s."""
+SLOW_S = 1.0
+"""Wall seconds between two looks at CPU time and caches."""
+MIN_SILENCE_WALL_S = 2.0
+"""A simulated rig's clock runs ahead: a hang must also last this long on the wall, or a busy machine would look like one."""
+CPU_ACTIVE = 0.05
+"""Share of one core from which on a tree counts as active; an idle SGLang stays below."""
+CONFIRMATIONS = 3
+"""Tries to get an exact completion after the first sign of readiness."""
+Result = TypeVar("Result")
+
+
+class _Task(Generic[Result]):
+    """One call at a time in a thread that never keeps the run from ending."""
+
+    def __init__(self, call: Callable[[], Result]) -> None:
+        self._result: list[Result] = []
+        self._error: list[BaseException] = []
+        self._call = call
+        self._thread = threading.Thread(target=self._run, daemon=True, name="pytest-sglang-probe")
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._result.append(self._call())
+        except BaseException as error:
+            self._error.append(error)
+
+    def result(self) -> Result | None:
+        """The result, None while it runs. Raises what the call raised."""
+        if self._thread.is_alive():
+            return None
+        if self._error:
+            raise self._error[0]
+        return self._result[0]
+
+
+class _Sign(Value, frozen=True):
+    ready: bool
+    asked_at: float
+
+
+class _Proof(Value, frozen=True):
+    completion: Completion
+    ended_at: float
+
+
+class _Wait:
+    """One wait for readiness."""
+
+    def __init__(
+        self,
+        *,
+        controller: Controller,
+        plane: ControlPlane,
+        log: LogSource,
+        clock: Clock,
+        launched_at: float,
+        budget_s: float,
+        silence_s: float,
+        give_up_s: float,
+        expected_s: float | None,
+        expected_tokens: int,
+        activity: Callable[[], object],
+        progress: Callable[[Progress], None],
+    ) -> None:
+        self.controller, self.plane, self.clock, self.launched_at = controller, plane, clock, launched_at
+        self.budget_s, self.silence_s, self.give_up_s, self.expected_s = budget_s, silence_s, give_up_s, expected_s
+        self.expected_tokens, self.activity, self.progress = expected_tokens, activity, progress
+        self.observed = controller.log_at_start is not None
+        self.source, self.log = log, LogWatch(log, controller.log_at_start, launched_at)
+        self.begun = time.monotonic()
+        self.process: psutil.Process | None = None
+        self.pids: set[int] = set()
+        self.port_open_at: float | None = None
+        self.ready_at: float | None = None
+        self.sign: _Task[_Sign] | None = None
+        self.proof: _Task[_Proof] | None = None
+        self.proofs: list[Completion] = []
+        self.has_flag = True
+        self.seen_unready = False
+        self.timeline: Timeline | None = None
+        self._next = dict.fromkeys(("state", "log", "port", "slow", "tell", "proof"), 0.0)
+        self._quiet_since = clock.time()
+        self._quiet_since_wall = self._polled_wall = time.monotonic()
+        self._polled_rig = self._quiet_since
+        self._activity: object = None
+        self._cpu: tuple[float, float] | None = None
+
+    def run(self) -> Startup:
+        while True:
+            self._look_at_process()
+            if self._due("log", 2 * POLL_S) and self.log.poll():
+                self._alive()
+            done = self._look_at_port()
+            if done is not None:
+                return done
+            self._look_for_silence()
+            if self._due("tell", 0.25):
+                self._tell()
+            time.sleep(POLL_S)
+
+    def _due(self, what: str, every_s: float) -> bool:
+        now = time.monotonic()
+        if now < self._next[what]:
+            return False
+        self._next[what] = now + every_s
+        return True
+
+    @property
+    def elapsed_s(self) -> float:
+        return max(0.0, self.clock.time() - self.launched_at)
+
+    # --- the process -------------------------------------------------------------------------------------------------------
+
+    def _look_at_process(self) -> None:
+        if self.process is not None and processes.is_alive(self.process):
+            return
+        if not self._due("state", 0.1 if self.process is not None else 0.5):
+            return
+        state = self.controller.state()
+        if state.pid is not None:
+            if self.process is None:
+                self._adopt(state.pid)
+                return
+            raise self._died(state, f"its owner restarted it by itself: pid {self.process.pid} is gone, pid {state.pid} runs now")
+        if state.active and self.process is None:
+            return  # hidden from us, or its owner is still about to start it
+        if self.process is not None:
+            raise self._died(state)
+        ended = state.result not in ("", "success", "unreadable")
+        if self.controller.kind != "attach" and (ended or time.monotonic() - self.begun > 5.0):
+            raise self._died(state)
+
+    def _adopt(self, pid: int) -> None:
+        import psutil
+
+        try:
+            self.process = psutil.Process(pid)
+        except psutil.Error:
+            return  # gone already: the next look tells
+        self.pids.add(pid)
+
+    def _died(self, state: ControlState, because: str | None = None) -> StartFailed:
+        # its last words may still be on their way into the log
+        for _ in range(4):
+            self.log.poll()
+            time.sleep(POLL_S)
+        if state.exit_code is None and not state.active:
+            state = self.controller.state()
+        timeline = self._read(ended_at=self.clock.time())
+        cause = deaths.cause(state, timeline, self.pids)
+        if because is not None:
+            cause = f"{cause}; {because}" if timeline.failure is not None else because
+        return self._failed("died", cause, timeline, exit_code=state.exit_code)
+
+    def _failed(
+        self, kind: FailureKind, cause: str, timeline: Timeline, *, exit_code: int | None = None, stacks: str = ""
+    ) -> StartFailed:
+        return StartFailed(
+            kind,
+            self._startup(timeline),
+            cause=cause,
+            phase=timeline.phase if timeline.phase else ("launch" if self.port_open_at is None else "warmup"),
+            last_lines=timeline.last_lines,
+            exit_code=exit_code,
+            elapsed_s=self.elapsed_s,
+            traceback=timeline.failure.traceback if timeline.failure else "",
+            stacks=stacks,
+        )
+
+    # --- the port ----------------------------------------------------------------------------------------------------------
+
+    def _look_at_port(self) -> Startup | None:
+        if self.port_open_at is None:
+            if self._due("port", PROBE_S):
+                self._try_port()
+            return None
+        if self.proof is not None:
+            return self._look_at_proof()
+        if self.sign is None:
+            if self._due("port", PROBE_S):
+                self.sign = _Task(self._ask)
+            return None
+        sign = self.sign.result()
+        if sign is None:
+            return None
+        self.sign = None
+        if not sign.ready:
+            self.seen_unready = True
+            self.ready_at = None
+        elif self._due("proof", SLOW_S):
+            self.ready_at = self.ready_at or sign.asked_at
+            self.proof = _Task(self._prove)
+        return None
+
+    def _try_port(self) -> None:
+        parts = urlsplit(self.plane.url)
+        try:
+            with socket.create_connection((parts.hostname or "127.0.0.1", control.port_of(self.plane.url)), timeout=0.5):
+                pass
+        except OSError:
+            self.seen_unready = True
+            return
+        moment = self.clock.time()
+        if self.process is None and self.controller.kind != "attach" and time.monotonic() - self.begun < 5.0:
+            return  # whose port it is can be told only when the server's own process is known
+        other = identity.stranger(
+            self.plane.url, self.process.pid if self.process else None, container=self.controller.kind == "container"
+        )
+        if other is not None:
+            self.log.poll()
+            finding = Finding("impostor", "fail", self.plane.url, f"the port is served by {other}, which the start did not bring")
+            timeline = self._read(extra=finding)
+            raise self._failed("not ready", finding.detail, timeline)
+        self.port_open_at = moment
+        self._alive()
+
+    def _ask(self) -> _Sign:
+        """One status question: the flag of 0.5.20 and later, else /health, which answers 503 at once while the server starts."""
+        asked_at = self.clock.time()
+        if self.has_flag:
+            status = self.plane.probe("/ready", self.plane.timeout_s).status
+            if status != 404:
+                return _Sign(status == 200, asked_at)
+            self.has_flag = False
+        return _Sign(self.plane.probe("/health").status == 200, asked_at)
+
+    def _prove(self) -> _Proof:
+        if self.has_flag:
+            self.plane.health()
+        completion = self.plane.complete(self.expected_tokens, timeout_s=max(60.0, min(self.silence_s, 600.0)))
+        return _Proof(completion, self.clock.time())
+
+    def _look_at_proof(self) -> Startup | None:
+        proof = self.proof.result() if self.proof is not None else None
+        if proof is None:
+            return None
+        self.proof = None
+        if proof.completion.ok:
+            return self._is_ready(proof)
+        self.proofs.append(proof.completion)
+        if len(self.proofs) >= CONFIRMATIONS:
+            self.log.poll()
+            cause = f"it says that it is ready, but a completion is not what was asked for: {proof.completion.why}"
+            raise self._failed("not ready", cause, self._read())
+        return None
+
+    def _is_ready(self, proof: _Proof) -> Startup:
+        self.log.poll()
+        info = self.plane.server_info()
+        version = info.get("version") if isinstance(info, dict) else None
+        if not self.observed and not self.seen_unready:
+            return read_start(controller=self.controller, log=self.source, clock=self.clock, version=version)
+        timeline = self._read(version=version)
+        return self._startup(timeline, first_token_at=proof.ended_at)
+
+    # --- slow or stuck? ----------------------------------------------------------------------------------------------------
+
+    def _alive(self) -> None:
+        self._quiet_since, self._quiet_since_wall = self.clock.time(), time.monotonic()
+
+    def _look_for_silence(self) -> None:
+        now, wall = self.clock.time(), time.monotonic()
+        if wall - self._polled_wall > SLOW_S:
+            # we ourselves were held up: that time says nothing about the server
+            self._quiet_since += now - self._polled_rig
+            self._quiet_since_wall += wall - self._polled_wall
+        self._polled_rig, self._polled_wall = now, wall
+        if self._due("slow", SLOW_S) and self._is_active(wall):
+            self._alive()
+        quiet_s = now - self._quiet_since
+        if quiet_s > self.silence_s and wall - self._quiet_since_wall > MIN_SILENCE_WALL_S:
+            raise self._hangs(quiet_s)
+        if self.elapsed_s > self.give_up_s and wall - self.begun > MIN_SILENCE_WALL_S:
+            timeline = self._read()
+            elapsed, budget = units.duration(self.elapsed_s), units.duration(self.budget_s)
+            cause = f"still not ready after {elapsed}, budget {budget}; it moves, but too slowly"
+            raise self._failed("not ready", cause, timeline)
+
+    def _is_active(self, wall: float) -> bool:
+        value = self.activity()
+        changed, self._activity = value != self._activity and self._activity is not None, value
+        tree = processes.tree(self.process.pid if self.process else None)
+        self.pids |= {each.pid for each in tree}
+        used = processes.cpu_s(tree)
+        before, self._cpu = self._cpu, (wall, used)
+        share = (used - before[1]) / (wall - before[0]) if before is not None and wall > before[0] else 0.0
+        return changed or share > CPU_ACTIVE
+
+    def _hangs(self, quiet_s: float) -> StartFailed:
+        timeline = self._read()
+        tree = processes.tree(self.process.pid if self.process else None)
+        stopped = processes.stopped(tree)
+        cause = f"no sign of progress for {units.duration(quiet_s)} (no log line, no cache file, no CPU time)"
+        if stopped:
+            cause += f"; stopped by somebody (SIGSTOP): {', '.join(stopped)}"
+        return self._failed("hang", cause, timeline, stacks=deaths.stacks([each.pid for each in tree]))
+
+    # --- what was seen -----------------------------------------------------------------------------------------------------
+
+    def _read(self, *, version: str | None = None, ended_at: float | None = None, extra: Finding | None = None) -> Timeline:
+        import msgspec
+
+        found = phases.timeline(
+            self.log.lines(),
+            launched_at=self.launched_at,
+            ended_at=ended_at,
+            version=version,
+            ready_at=self.ready_at,
+            port_open_at=self.port_open_at,
+        )
+        return msgspec.structs.replace(found, findings=(*found.findings, extra)) if extra is not None else found
+
+    def _startup(self, timeline: Timeline, *, first_token_at: float | None = None) -> Startup:
+        ready_s = None if self.ready_at is None or first_token_at is None else max(0.0, self.ready_at - self.launched_at)
+        port_open_s = None if self.port_open_at is None else max(0.0, self.port_open_at - self.launched_at)
+        first_token_s = None if first_token_at is None else max(0.0, first_token_at - self.launched_at)
+        found = timeline.phases or outside(port_open_s, ready_s)
+        if ready_s is not None:
+            found = (*found, Phase("first_token", ready_s, first_token_s))
+        return Startup(
+            kind=kind_of(timeline, self.log.lines()),
+            launched_at=self.launched_at,
+            ready_s=ready_s,
+            port_open_s=port_open_s,
+            first_token_s=first_token_s,
+            phases=found,
+            pid=self.process.pid if self.process else None,
+            argv=self.controller.argv(),
+            versions=timeline.versions,
+            autotune_runs=timeline.autotune_runs if self.log.lines() else None,
+            capture_s=timeline.capture_s,
+            findings=(*timeline.findings, *unreadable(self.source, self.log.lines())),
+            observed=True,
+        )
+
+    def _tell(self) -> None:
+        self.timeline = phases.timeline(self.log.lines(), launched_at=self.launched_at)
+        phase = "warmup" if self.port_open_at is not None else self.timeline.phase
+        self.progress(Progress(phase, self.timeline.inside, self.elapsed_s, self.expected_s, self.log.last_line))
+
+
+def wait_ready(
+    *,
+    controller: Controller,
+    plane: ControlPlane,
+    log: LogSource,
+    clock: Clock,
+    launched_at: float,
+    budget_s: float,
+    silence_s: float,
+    expected_tokens: int = 16,
+    expected_s: float | None = None,
+    give_up_s: float | None = None,
+    activity: Callable[[], object] = lambda: None,
+    progress: Callable[[Progress], None] = lambda _: None,
+) -> Startup:
+    """Wait until the server is ready: its own tree alive and owning the port, health, an exact completion. Seconds in rig time.
+
+    ``ready_s`` is the moment of the first sign, confirmed afterwards. Over ``budget_s`` it keeps waiting while there is progress,
+    up to ``give_up_s`` (default: twice the budget, at least 10 min more); ``silence_s`` without a log line, a change of
+    ``activity()`` or CPU time of the tree is a hang. A server that was ready before the call gives the start that it had (``read_start``).
+    Raises StartFailed: "died", "hang", "not ready".
+    """
+    wait = _Wait(
+        controller=controller,
+        plane=plane,
+        log=log,
+        clock=clock,
+        launched_at=launched_at,
+        budget_s=budget_s,
+        silence_s=silence_s,
+        give_up_s=give_up_s if give_up_s is not None else max(budget_s * 2, budget_s + 600.0),
+        expected_s=expected_s,
+        expected_tokens=expected_tokens,
+        activity=activity,
+        progress=progress,
+    )
+    return wait.run()

@@ -1,0 +1,98 @@
+"""Logs that are not files: the journal of a unit, the log of a container."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from pytest_sglang.server import control
+
+LINES = 200_000
+"""How many entries are read at most."""
+
+
+class JournalLog:
+    """A unit's journal by journalctl's JSON, which keeps lines with control characters (progress bars) whole."""
+
+    def __init__(self, unit: str, journalctl: Sequence[str] = ("journalctl", "--no-pager")) -> None:
+        self._unit, self._journalctl = unit, list(journalctl)
+        self.why: str | None = None
+
+    def describe(self) -> str:
+        return f"journal of {self._unit}"
+
+    def read(self) -> str:
+        return self.tail_from(None)[0]
+
+    def end(self) -> object:
+        return self._entries("-n", "1")[1] or ""
+
+    def tail_from(self, position: object | None) -> tuple[str, object]:
+        after = ["--after-cursor", position] if position and isinstance(position, str) else ["-n", str(LINES)]
+        lines, cursor = self._entries(*after)
+        return "".join(f"{line}\n" for line in lines), cursor or position
+
+    def _entries(self, *arguments: str) -> tuple[list[str], str | None]:
+        ran = control.run([*self._journalctl, "-u", self._unit, "-o", "json", "--all", *arguments], timeout_s=60.0)
+        if ran.code != 0:
+            self.why = f"journal of {self._unit}: {ran.err or f'journalctl ended with {ran.code}'}"
+            return [], None
+        entries = [entry for line in ran.out.splitlines() if (entry := _entry(line)) is not None]
+        cursor = str(entries[-1].get("__CURSOR")) if entries else None
+        # what systemd itself says of the unit (Started ..., Main process exited ...) is no line of the server
+        lines = [_message(entry) for entry in entries if entry.get("_PID") != "1" and entry.get("SYSLOG_IDENTIFIER") != "systemd"]
+        self.why = None if entries else f"journal of {self._unit}: no entries (are you in the group systemd-journal?)"
+        return lines, cursor
+
+
+def _entry(line: str) -> dict[str, Any] | None:
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _message(entry: dict[str, Any]) -> str:
+    """MESSAGE is text, or a list of byte values where it holds control characters, or a list of texts."""
+    message = entry.get("MESSAGE")
+    if isinstance(message, list) and all(isinstance(each, int) for each in message):
+        return bytes(each & 0xFF for each in message).decode("utf-8", errors="replace")
+    if isinstance(message, list):
+        return "\n".join(str(each) for each in message)
+    return "" if message is None else str(message)
+
+
+class ContainerLog:
+    """A container's log by its CLI; followed by the time stamps that the engine gives every line."""
+
+    def __init__(self, name: str, cli: Sequence[str]) -> None:
+        self._name, self._cli = name, list(cli)
+        self.why: str | None = None
+
+    def describe(self) -> str:
+        return f"{self._cli[0]} logs {self._name}"
+
+    def read(self) -> str:
+        return self.tail_from(None)[0]
+
+    def end(self) -> object:
+        lines = self._lines("--tail", "1")
+        return lines[-1][0] if lines else ""
+
+    def tail_from(self, position: object | None) -> tuple[str, object]:
+        after = ["--since", position] if position and isinstance(position, str) else ["--tail", str(LINES)]
+        # --since includes the line of that very moment
+        lines = [(stamp, text) for stamp, text in self._lines(*after) if stamp != position]
+        return "".join(f"{text}\n" for _, text in lines), lines[-1][0] if lines else position
+
+    def _lines(self, *arguments: str) -> list[tuple[str, str]]:
+        ran = control.run([*self._cli, "logs", "--timestamps", *arguments, self._name], timeout_s=60.0)
+        if ran.code != 0:
+            self.why = f"{self.describe()}: {ran.err or f'ended with {ran.code}'}"
+            return []
+        self.why = None
+        # the engine keeps standard output and standard error apart: order both by their stamps
+        stamped = [line.partition(" ") for line in (ran.out + ("\n" if ran.out else "") + ran.err).splitlines() if line]
+        return sorted(((stamp, text) for stamp, _, text in stamped), key=lambda each: each[0])

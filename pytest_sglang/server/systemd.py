@@ -1,0 +1,331 @@
+"""A server that is a systemd unit: start and stop by systemctl, everything else read from ``systemctl show``."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from pytest_sglang.record import units
+from pytest_sglang.record.clock import Clock
+from pytest_sglang.record.values import Finding
+from pytest_sglang.rig.model import StartPromise
+from pytest_sglang.server import control, processes, redact
+from pytest_sglang.server.control import ControlError, ControlState, Kind
+from pytest_sglang.server.log import FileLog, LogSource
+from pytest_sglang.server.sources import JournalLog
+
+_PROPERTIES = (
+    "LoadState,ActiveState,SubState,Result,MainPID,NRestarts,ExecMainStartTimestampMonotonic,ExecMainCode,ExecMainStatus,ExecStart,"
+    "ExecStartPre,ExecStartPost,Environment,EnvironmentFiles,User,Type,TimeoutStartUSec,TimeoutStopUSec,StandardOutput,StandardError,"
+    "StartLimitBurst,StartLimitIntervalUSec,Restart,PrivateTmp,FragmentPath"
+)
+_SPAN = {
+    "us": 1e-6,
+    "ms": 1e-3,
+    "s": 1.0,
+    "min": 60.0,
+    "h": 3600.0,
+    "d": 86400.0,
+    "w": 604800.0,
+    "month": 2629800.0,
+    "y": 31557600.0,
+}
+_COUNTED_START_TYPES = frozenset({"notify", "notify-reload", "forking", "oneshot", "dbus"})
+"""Types whose start lasts until the server says so or exits: TimeoutStartSec covers all of the start-up (systemd.service(5))."""
+_FLAPPING = 3
+
+
+class Systemd:
+    """A system unit, or a user's unit when its name is given as ``user:NAME``."""
+
+    kind: Kind = "systemd"
+    run_owned = False
+
+    def __init__(
+        self,
+        unit: str,
+        *,
+        url: str,
+        clock: Clock,
+        log: str | None = None,
+        systemctl: Sequence[str] | None = None,
+        journalctl: Sequence[str] | None = None,
+    ) -> None:
+        self.subject = unit
+        self.log_at_start: object | None = None
+        self._user, self._unit = unit.startswith("user:"), unit.removeprefix("user:")
+        self._url, self._port, self._clock, self._promised_log = url, control.port_of(url), clock, log
+        self._given = (list(systemctl) if systemctl else None, list(journalctl) if journalctl else None)
+        scope = ["--user"] if self._user else []
+        self._systemctl = list(systemctl or ["systemctl", *scope, "--no-pager", "--no-ask-password"])
+        self._journalctl = list(journalctl or ["journalctl", *scope, "--no-pager"])
+        self._sudo = systemctl is None and not self._user and os.geteuid() != 0
+        self._source: LogSource | None = None
+        self._starts: list[float] = []
+
+    def description(self) -> dict[str, object]:
+        return {
+            "kind": "systemd",
+            "unit": self.subject,
+            "url": self._url,
+            "log": self._promised_log,
+            "systemctl": self._given[0],
+            "journalctl": self._given[1],
+        }
+
+    # --- reading -----------------------------------------------------------------------------------------------------------
+
+    def show(self) -> dict[str, str]:
+        """The unit's properties; {"unreadable": reason} where systemctl does not answer."""
+        ran = control.run([*self._systemctl, "show", self._unit, "-p", _PROPERTIES])
+        if ran.code != 0:
+            return {"unreadable": ran.err or f"systemctl show ended with {ran.code}"}
+        found: dict[str, str] = {}
+        for line in ran.out.splitlines():
+            name, _, value = line.partition("=")
+            # a unit may have several ExecStartPre and EnvironmentFiles lines
+            found[name] = f"{found[name]}\n{value}" if name in found else value
+        return found
+
+    def state(self) -> ControlState:
+        shown = self.show()
+        if "unreadable" in shown:
+            return ControlState(active=False, detail=f"could not ask systemctl: {shown['unreadable']}", result="unreadable")
+        if shown.get("LoadState") != "loaded":
+            return ControlState(
+                active=False, detail=f"unit {self.subject} is {shown.get('LoadState') or 'unknown'}", result="unreadable"
+            )
+        active, sub = shown.get("ActiveState", ""), shown.get("SubState", "")
+        pid = _number(shown.get("MainPID")) or None
+        started_us = _number(shown.get("ExecMainStartTimestampMonotonic"))
+        return ControlState(
+            active=active in ("active", "activating", "reloading", "deactivating")
+            and not (sub == "auto-restart" or (sub == "exited" and not pid)),
+            pid=pid,
+            started_at=self._clock.from_monotonic(started_us / 1e6) if started_us else None,
+            restarts=_number(shown.get("NRestarts")),
+            detail=f"{active} ({sub})",
+            result=shown.get("Result", ""),
+            exit_code=None if pid else _exit_code(shown),
+        )
+
+    def argv(self) -> tuple[str, ...]:
+        shown = self.show()
+        running = processes.cmdline(_number(shown.get("MainPID")))
+        if running:
+            return running
+        match = re.search(r"argv\[\]=(.*?) ;", shown.get("ExecStart", ""))
+        return redact.argv(_words(match[1])) if match else ()
+
+    def environment(self) -> dict[str, str]:
+        """The environment of the running process, else what the unit gives it.
+
+        Settings of an EnvironmentFile override those of Environment= (systemd.exec(5)); HOME is that of the unit's user.
+        """
+        shown = self.show()
+        found = {name: value for name, _, value in (word.partition("=") for word in _words(shown.get("Environment", "")))}
+        for line in shown.get("EnvironmentFiles", "").splitlines():
+            found |= _environment_file(Path(line.partition(" (")[0]))
+        found.setdefault("HOME", _home(shown.get("User")))
+        return found | processes.environ(_number(shown.get("MainPID")))
+
+    def log(self) -> LogSource:
+        if self._source is None:
+            self._source = self._find_log()
+        return self._source
+
+    def _find_log(self) -> LogSource:
+        if self._promised_log:
+            return FileLog(self._promised_log)
+        shown = self.show()
+        # SGLang logs to standard error, its access lines to standard output
+        for name in ("StandardError", "StandardOutput"):
+            how, _, path = shown.get(name, "").partition(":")
+            if how in ("append", "file", "truncate") and path:
+                return FileLog(path)
+            if how != "inherit":
+                break
+        return JournalLog(self._unit, self._journalctl)
+
+    def findings(self, start: StartPromise | None) -> list[Finding]:
+        shown = self.show()
+        if "unreadable" in shown:
+            return [Finding("unit-unreadable", "warn", self.subject, f"could not ask systemctl: {shown['unreadable']}")]
+        if shown.get("LoadState") != "loaded":
+            return [
+                Finding(
+                    "unit-missing",
+                    "fail",
+                    self.subject,
+                    f"unit {self.subject} is {shown.get('LoadState')}",
+                    "server.systemd in the rig file",
+                )
+            ]
+        return [*self._time_out(shown, start), *self._restarts(shown), *self._private_tmp(shown)]
+
+    def _time_out(self, shown: dict[str, str], start: StartPromise | None) -> list[Finding]:
+        limit_s, cold_s = span_s(shown.get("TimeoutStartUSec", "infinity")), start.cold_s if start else None
+        kind = shown.get("Type", "simple")
+        around = [name for name in ("ExecStartPre", "ExecStartPost") if shown.get(name)]
+        if cold_s is None or limit_s is None or limit_s >= cold_s or not (kind in _COUNTED_START_TYPES or around):
+            return []
+        why = f"Type={kind}" if kind in _COUNTED_START_TYPES else " and ".join(around)
+        detail = (
+            f"systemd gives the start {units.duration(limit_s)} ({why}, TimeoutStartUSec), "
+            f"but a cold start is promised within {units.duration(cold_s)}"
+        )
+        remedy = f"systemctl edit {self._unit}: [Service] TimeoutStartSec={round(cold_s * 1.5)}"
+        # around a plain start the time-out covers the other commands only
+        return [Finding("unit-timeout", "fail" if kind in _COUNTED_START_TYPES else "warn", self.subject, detail, remedy)]
+
+    def _restarts(self, shown: dict[str, str]) -> list[Finding]:
+        restarts, found = _number(shown.get("NRestarts")) or 0, []
+        if restarts:
+            detail = f"systemd restarted it {restarts} time{'s' if restarts > 1 else ''} by itself since it was started by hand"
+            found.append(
+                Finding(
+                    "restarted-by-itself",
+                    "fail" if restarts >= _FLAPPING else "warn",
+                    self.subject,
+                    detail,
+                    f"look for the first traceback: journalctl -u {self._unit}; count anew: systemctl reset-failed, then restart",
+                )
+            )
+        if shown.get("Result") in ("start-limit-hit", "oom-kill"):
+            found.append(Finding(shown["Result"], "fail", self.subject, f"systemd says Result={shown['Result']}"))
+        return found
+
+    def _private_tmp(self, shown: dict[str, str]) -> list[Finding]:
+        if shown.get("PrivateTmp") != "yes" or "TORCHINDUCTOR_CACHE_DIR" in self.environment():
+            return []
+        return [
+            Finding(
+                "private-tmp",
+                "warn",
+                self.subject,
+                "PrivateTmp=yes empties /tmp at every stop, and SGLang before 0.5.18 keeps a cache there: every start is cold",
+                "set TORCHINDUCTOR_CACHE_DIR to a directory that stays",
+            )
+        ]
+
+    # --- changing ----------------------------------------------------------------------------------------------------------
+
+    def _command(self, verb: str, shown: dict[str, str]) -> list[str]:
+        # waiting for the start of Type=notify would mean waiting for readiness
+        block = (
+            ["--no-block"] if verb == "start" and (shown.get("Type") in _COUNTED_START_TYPES or shown.get("ExecStartPre")) else []
+        )
+        if self._sudo:
+            return ["sudo", "-n", "systemctl", "--no-ask-password", *block, verb, self._unit]
+        return [*self._systemctl, *block, verb, self._unit]
+
+    def may_control(self) -> str | None:
+        shown = self.show()
+        if "unreadable" in shown:
+            return f"systemctl does not answer: {shown['unreadable']}"
+        if shown.get("LoadState") != "loaded":
+            return (
+                f"unit {self.subject} is {shown.get('LoadState') or 'unknown'} (server.systemd in the rig file names another unit?)"
+            )
+        if not self._sudo:
+            return None
+        commands = [self._command(verb, shown)[2:] for verb in ("start", "stop")]
+        for command in commands:
+            if control.run(["sudo", "-n", "-l", *command]).code != 0:
+                path = "/usr/bin/systemctl"
+                rule = ", ".join(" ".join([path, *each[1:]]) for each in commands)
+                line = f"echo '{_me()} ALL=(root) NOPASSWD: {rule}' | sudo tee /etc/sudoers.d/pytest-sglang"
+                return f"no right to start and stop {self.subject}; grant it with: {line}"
+        return None
+
+    def start(self) -> None:
+        shown = self.show()
+        self._refuse_above_limit(shown)
+        self.log_at_start = self.log().end()
+        self._starts.append(time.monotonic())
+        ran = control.run(self._command("start", shown), timeout_s=60.0)
+        if ran.code != 0:
+            raise ControlError(f"systemctl start {self._unit} failed: {ran.err or f'exit {ran.code}'}")
+
+    def _refuse_above_limit(self, shown: dict[str, str]) -> None:
+        """Our own starts count against StartLimitBurst too, and beyond it systemd refuses the owner's next start as well."""
+        interval_s, burst = span_s(shown.get("StartLimitIntervalUSec", "0")), _number(shown.get("StartLimitBurst"))
+        if not burst or interval_s is None or interval_s <= 0:
+            return
+        recent = [moment for moment in self._starts if time.monotonic() - moment < interval_s]
+        if len(recent) + 1 >= burst and len(recent) >= 1:
+            detail = f"{len(recent)} starts in {units.duration(interval_s)}, StartLimitBurst={burst}"
+            raise ControlError(
+                f"{self.subject} is not started again: systemd would soon refuse every start ({detail}); raise StartLimitBurst"
+            )
+
+    def stop(self, grace_s: float) -> None:
+        shown = self.show()
+        standing = control.Standing(_number(shown.get("MainPID")), self._port)
+        stop_s = span_s(shown.get("TimeoutStopUSec", "90s"))
+        ran = control.run(self._command("stop", shown), timeout_s=max(grace_s, (stop_s if stop_s is not None else grace_s)) + 15.0)
+        if ran.code != 0:
+            raise ControlError(f"systemctl stop {self._unit} failed: {ran.err or f'exit {ran.code}'}")
+        standing.prove_gone(self.subject, max(5.0, grace_s))
+
+
+def span_s(text: str) -> float | None:
+    """systemd's time span ("1min 30s", "infinity", "0") in seconds; None = infinity or not a time span."""
+    if text.strip() in ("", "infinity"):
+        return None
+    total = 0.0
+    for word in text.split():
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)([a-z]*)", word)
+        if match is None or (match[2] or "s") not in _SPAN:
+            return None
+        total += float(match[1]) * _SPAN[match[2] or "s"]
+    return total
+
+
+def _number(text: str | None) -> int:
+    return int(text) if text and text.isdigit() else 0
+
+
+def _exit_code(shown: dict[str, str]) -> int | None:
+    """ExecMainCode as in waitid(2): 1 exited, 2 killed, 3 dumped core."""
+    status = _number(shown.get("ExecMainStatus"))
+    code = shown.get("ExecMainCode", "")
+    return status if code in ("1", "exited") else -status if code in ("2", "3", "killed", "dumped") else None
+
+
+def _words(text: str) -> list[str]:
+    try:
+        return shlex.split(text)
+    except ValueError:
+        return text.split()
+
+
+def _environment_file(path: Path) -> dict[str, str]:
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return {}
+    pairs = (line.partition("=") for line in lines if "=" in line and not line.lstrip().startswith(("#", ";")))
+    return {name.strip(): " ".join(_words(value)) for name, _, value in pairs}
+
+
+def _home(user: str | None) -> str:
+    import pwd
+
+    try:
+        return pwd.getpwnam(user or "root").pw_dir
+    except KeyError:
+        return "/root"
+
+
+def _me() -> str:
+    import pwd
+
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return str(os.geteuid())

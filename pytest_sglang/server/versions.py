@@ -1,0 +1,214 @@
+"""What SGLang's log says at each stage of a start, one table keyed by version.
+
+Sources: the source of sglang 0.4.6, 0.5.10, 0.5.11, 0.5.23, and recorded starts of 0.5.11 (one H200) and 0.5.23 (CPU).
+The forms are the same on CUDA and on the CPU but for the word in front of "graph".
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from typing import Literal
+
+from pytest_sglang.record.values import Severity, Value
+
+Version = tuple[int, int, int]
+OLDEST: Version = (0, 5, 10)
+NEWEST: Version = (0, 5, 23)
+_GRAPH = r"(?:CUDA|cuda|CPU|cpu|NPU|npu|XPU|xpu|HIP|hip|MUSA|musa) graph"
+
+Mark = Literal[
+    "arguments",
+    "distributed",
+    "weights",
+    "weights_end",
+    "kv_cache_end",
+    "decode",
+    "decode_end",
+    "prefill",
+    "prefill_end",
+    "capacity",
+    "timings",
+    "port_open",
+    "ready",
+]
+
+
+class Form(Value, frozen=True):
+    """How one stage is written from ``since`` to ``until`` (both included). Group ``s``: its own seconds, ``n``: a count."""
+
+    mark: Mark
+    since: Version
+    until: Version
+    pattern: str
+
+
+def _forms() -> tuple[Form, ...]:
+    first, last = OLDEST, NEWEST
+    echo_changed, graphs_renamed, parallel_renamed = (0, 5, 12), (0, 5, 14), (0, 5, 21)
+    before = {each: (*each[:2], each[2] - 1) for each in (echo_changed, graphs_renamed, parallel_renamed)}
+    return (
+        # dataclass repr until 0.5.11 (seen there), dict repr in 0.5.23 (seen there); between them it was not looked up
+        Form("arguments", first, before[parallel_renamed], r"^server_args=ServerArgs\("),
+        Form("arguments", echo_changed, last, r"^server_args=\{"),
+        Form("distributed", first, before[parallel_renamed], r"Init torch distributed begin\."),
+        Form("distributed", parallel_renamed, last, r"Init parallel begin\."),
+        Form("weights", first, last, r"Load weight begin\."),
+        Form("weights_end", first, last, r"Load weight end\. (?:elapsed=(?P<s>[\d.]+) s|Committed real weights)"),
+        Form("kv_cache_end", first, last, r"Memory pool end\."),
+        Form("decode", first, before[graphs_renamed], rf"Capture {_GRAPH} begin\."),
+        Form("decode", graphs_renamed, last, rf"Capture (?:target|draft) (?:decode|verify) {_GRAPH} begin\."),
+        Form("decode_end", first, before[graphs_renamed], rf"Capture {_GRAPH} end\. Time elapsed: (?P<s>[\d.]+) s"),
+        Form(
+            "decode_end",
+            graphs_renamed,
+            last,
+            rf"Capture (?:target|draft) (?:decode|verify) {_GRAPH} end\..*?elapsed=(?P<s>[\d.]+) s",
+        ),
+        Form("prefill", first, before[graphs_renamed], rf"Capture piecewise {_GRAPH} begin\."),
+        Form("prefill", graphs_renamed, last, rf"Capture (?:target|draft) prefill {_GRAPH} begin\."),
+        Form("prefill_end", first, before[graphs_renamed], rf"Capture piecewise {_GRAPH} end\. Time elapsed: (?P<s>[\d.]+) s"),
+        Form("prefill_end", graphs_renamed, last, rf"Capture (?:target|draft) prefill {_GRAPH} end\..*?elapsed=(?P<s>[\d.]+) s"),
+        Form("capacity", first, last, r"max_total_num_tokens=(?P<n>\d+), chunked_prefill_size="),
+        Form("timings", (0, 5, 20), last, r"Engine startup timings \(s\): "),
+        Form("port_open", first, last, r"Uvicorn running on \S+"),
+        Form("ready", first, last, r"The server is fired up and ready to roll!"),
+    )
+
+
+FORMS = _forms()
+
+
+class Sign(Value, frozen=True):
+    """A line that tells of something lost or broken. ``advice`` is what to do; the severity is that of its finding."""
+
+    kind: str
+    severity: Severity
+    pattern: str
+    advice: str = ""
+
+
+# each goes on serving (level INFO or WARNING in SGLang, which prints no level): facts of all versions unless noted
+DEGRADATIONS: tuple[Sign, ...] = (
+    Sign(
+        "custom-all-reduce-off",
+        "info",
+        r"Custom[Aa]ll[Rr]educe(?:V2)? is disabled because it's not supported on more than two PCIe-only GPUs",
+        "by design on more than two cards without full pairwise NVLink",
+    ),
+    Sign(
+        "custom-all-reduce-off",
+        "warn",
+        r"is disabled because your platform lacks GPU P2P capability or P2P test failed",
+        "check NVLink and peer access between the server's GPUs (nvidia-smi topo -p2p r)",
+    ),
+    Sign("custom-all-reduce-off", "info", r"is disabled due to an unsupported world size: \d+"),
+    Sign(
+        "custom-all-reduce-off",
+        "warn",
+        r"Setup Custom allreduce failed with .*?\. To silence this warning",
+        "CUDA_VISIBLE_DEVICES must hold plain indices: SGLang parses them as numbers",
+    ),
+    Sign(
+        "torch-compile-off", "fail", r"Disabling torch\.compile\.", "the model runs without torch.compile although it was asked for"
+    ),
+    Sign("decode-graphs-off", "warn", r"(?:Cuda|CUDA) graph is disabled because ", "decoding runs without graphs"),
+    Sign("prefill-graphs-off", "info", r"Disable (?:piecewise|prefill) CUDA graph because |disabling prefill CUDA graph"),
+    Sign(
+        "feature-off",
+        "info",
+        r"Overlap scheduler? is disabled|Disabling overlap schedule|Disabling radix cache|Mixed chunked prefill is disabled",
+    ),
+    Sign(
+        "kv-cache-full",
+        "warn",
+        r"KV cache pool is full\. Retract requests\.",
+        "requests are thrown back: raise --mem-fraction-static",
+    ),
+    Sign("request-shortened", "warn", r"Capping max_new_tokens of request", "unset SGLANG_MAX_NEW_TOKENS_LIMIT"),
+    Sign(
+        "streaming-backlog",
+        "warn",
+        r"Streaming backlog: rid=.*?coalescing \d+ queued chunks",
+        "the event loop lags: token times are inflated",
+    ),
+    Sign(
+        "cache-entry-broken",
+        "warn",
+        r"fx graph cache unable to load compiled graph",
+        "a compile cache entry is broken and is compiled anew",
+    ),
+    Sign(
+        "compiled-after-ready",
+        "warn",
+        r"Triton kernel '[^']+' took [\d.]+ s to compile after serving started",
+        "first requests are slow",
+    ),
+)
+
+# the first of these is the cause; what follows is fallout
+FAILURES: tuple[Sign, ...] = (
+    Sign(
+        "port-taken",
+        "fail",
+        r"\[Errno 98\] error while attempting to bind|Port is already in use\.",
+        "stop what listens on the port",
+    ),
+    Sign(
+        "exception",
+        "fail",
+        r"(?:Scheduler|DetokenizerManager|TokenizerManager|DataParallelController|DetokenizerProcess) hit an exception: ",
+    ),
+    Sign("arguments", "fail", r"error: (?:unrecognized arguments|ambiguous option|argument |the following arguments are required)"),
+    Sign(
+        "out-of-memory",
+        "fail",
+        r"torch\.OutOfMemoryError: CUDA out of memory\. Tried to allocate",
+        "lower --mem-fraction-static or free the GPU",
+    ),
+    Sign("out-of-memory", "fail", r"Not enough memory\. Please try to increase --mem-fraction-static"),
+    Sign(
+        "out-of-memory",
+        "fail",
+        r"(?:Prefill|Decode) out of memory\. Try to lower your batch size|alloc_req_slots runs out of memory",
+    ),
+    Sign("capture-failed", "fail", r"Capture (?:prefill )?(?:cuda|CUDA) graph failed: "),
+    Sign("gpu-occupied", "fail", r"The memory capacity is unbalanced\. Some GPUs may be occupied by other processes"),
+    Sign("nccl", "fail", r"NCCL error in: |Watchdog caught collective operation timeout: WorkNCCL\("),
+    Sign("watchdog", "fail", r"Scheduler watchdog timeout \(self\.watchdog_timeout=[\d.]+, self\.soft=False\)"),
+    Sign("rank-died", "fail", r"Rank \d+ scheduler died during initialization \(exit code: -?\d+\)"),
+    Sign("process-died", "fail", r"Subprocess \S+ \(pid=\d+\) crashed with exit code -?\d+"),
+    Sign("warmup-failed", "fail", r"Initialization failed\. warmup error: "),
+    Sign("killed-itself", "fail", r"Received sigquit from a child process|SIGQUIT received\. "),
+)
+
+AUTOTUNE = re.compile(r"(?:Single|Sub)Process AUTOTUNE benchmarking takes [\d.]+ seconds")
+"""One per tuned matmul shape and rank: cold-cache evidence (seen: 10 in a cold start, none in a warm one)."""
+
+
+def parse(version: str | None) -> Version | None:
+    """``"0.5.11.post1"`` -> (0, 5, 11); None where there is no version in it."""
+    match = re.match(r"v?(\d+)\.(\d+)\.(\d+)", version or "")
+    return (int(match[1]), int(match[2]), int(match[3])) if match else None
+
+
+def is_known(version: Version) -> bool:
+    """Whether the table speaks of this version."""
+    return OLDEST <= version <= NEWEST
+
+
+def name(version: Version) -> str:
+    """(0, 5, 11) -> ``"0.5.11"``."""
+    return ".".join(str(part) for part in version)
+
+
+@lru_cache(maxsize=32)
+def compiled(version: Version | None) -> tuple[tuple[Form, re.Pattern[str]], ...]:
+    """The forms of a version, all of them where the version is not known."""
+    return tuple((form, re.compile(form.pattern)) for form in FORMS if version is None or form.since <= version <= form.until)
+
+
+@lru_cache(maxsize=1)
+def signs() -> tuple[tuple[Sign, re.Pattern[str]], ...]:
+    """Degradations and failures with their compiled patterns, failures last."""
+    return tuple((sign, re.compile(sign.pattern)) for sign in (*DEGRADATIONS, *FAILURES))

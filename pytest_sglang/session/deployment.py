@@ -1,0 +1,261 @@
+"""One rig, opened: what is promised and the means to observe it, with everything that was changed put back on ``close()``."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pytest_sglang.record.clock import Clock
+from pytest_sglang.record.values import Finding, Startup
+from pytest_sglang.rig.model import Rig
+from pytest_sglang.session.errors import Inconclusive, NotChecked
+from pytest_sglang.session.options import RunOptions
+from pytest_sglang.session.recorder import Recorder
+
+if TYPE_CHECKING:
+    from pytest_sglang.server.control import Controller
+    from pytest_sglang.server.http import ControlPlane
+    from pytest_sglang.server.identity import Identity
+    from pytest_sglang.server.log import LogSource
+    from pytest_sglang.session.guard import Guard
+    from pytest_sglang.session.hardware import Hardware
+    from pytest_sglang.session.journal import Entry, Journal
+    from pytest_sglang.session.kernels import TritonCache
+    from pytest_sglang.session.locks import RigLocks
+    from pytest_sglang.session.power import GpuPower
+    from pytest_sglang.session.scope import CheckScope
+    from pytest_sglang.session.server import SglangServer
+    from pytest_sglang.session.simulated import Simulation
+    from pytest_sglang.session.topology import NvlinkTopology
+
+Progress = Callable[[str | None], None]
+
+
+class Deployment:
+    """Made by ``opening.open_run``; the fixtures hand out its parts. A part that is not promised raises NotChecked when used."""
+
+    def __init__(
+        self,
+        *,
+        rig: Rig,
+        options: RunOptions,
+        clock: Clock,
+        folder: Path,
+        recorder: Recorder,
+        progress: Progress,
+        journal: Journal,
+        guard: Guard,
+        locks: RigLocks | None = None,
+        hardware: Hardware | None = None,
+        controller: Controller | None = None,
+        plane: ControlPlane | None = None,
+        simulation: Simulation | None = None,
+    ) -> None:
+        self.rig, self.options, self.clock, self.folder = rig, options, clock, folder
+        self.recorder, self.progress, self.journal, self.guard, self.locks = recorder, progress, journal, guard, locks
+        self.hardware, self.simulation = hardware, simulation
+        self._controller, self._plane = controller, plane
+        self.scope: CheckScope | None = None
+        self.stopped_entry: Entry | None = None
+        self.started_entry: Entry | None = None
+        self.as_left: dict[str, Any] = {}
+        self.closed = False
+        self._parts: dict[str, Any] = {}
+
+    # --- parts -----------------------------------------------------------------------------------------------------------
+
+    @property
+    def controller(self) -> Controller:
+        """How the server is looked at, started and stopped."""
+        if self._controller is None:
+            raise NotChecked("the rig file promises no server (add a [server] table)")
+        return self._controller
+
+    @property
+    def plane(self) -> ControlPlane:
+        """The server's HTTP control plane."""
+        if self._plane is None:
+            raise NotChecked("the rig file promises no server (add a [server] table)")
+        return self._plane
+
+    @property
+    def log(self) -> LogSource:
+        """The server's log."""
+        return self.controller.log()
+
+    @property
+    def server(self) -> SglangServer:
+        """``sglang_server``."""
+        from pytest_sglang.session.server import SglangServer
+
+        if self.rig.server is None:
+            raise NotChecked("the rig file promises no server (add a [server] table)")
+        return self._part("server", lambda promise=self.rig.server: SglangServer(self, promise))
+
+    @property
+    def power(self) -> GpuPower:
+        """``gpu_power``."""
+        from pytest_sglang.session.power import GpuPower
+
+        return self._part("power", lambda: GpuPower(self))
+
+    @property
+    def topology(self) -> NvlinkTopology:
+        """``nvlink_topology``."""
+        from pytest_sglang.session.topology import NvlinkTopology
+
+        return self._part("topology", lambda: NvlinkTopology(self))
+
+    @property
+    def kernels(self) -> TritonCache:
+        """``triton_cache``."""
+        from pytest_sglang.session.kernels import TritonCache
+
+        return self._part("kernels", lambda: TritonCache(self))
+
+    def _part(self, name: str, make: Callable[[], Any]) -> Any:
+        if name not in self._parts:
+            self._parts[name] = make()
+        return self._parts[name]
+
+    @property
+    def current(self) -> CheckScope:
+        """The check that is running."""
+        if self.scope is None:
+            raise Inconclusive("no check is running")
+        return self.scope
+
+    # --- the server's life -------------------------------------------------------------------------------------------------
+
+    @property
+    def stop_grace_s(self) -> float:
+        """Seconds (wall) that a server gets between SIGTERM and SIGKILL: SGLang drains for 5 s looks and waits 15 s more."""
+        return 60.0
+
+    def start_controller(self) -> None:
+        """Start through the controller; while caches are set aside this is itself a change that the guard would undo."""
+        if self.kernels.aside and not self.controller.run_owned and self.controller.kind != "command":
+            self.started_entry = self.journal.record(
+                "server", self.controller.subject, {"active": False}, {"active": True}, self.controller.description()
+            )
+        self.progress(f"starting {self.controller.subject}")
+        self.controller.start()
+
+    def server_is_back(self) -> None:
+        """The owner's server serves again: nothing of it is left to undo, unless its caches are still set aside."""
+        if self.stopped_entry is not None and not self.kernels.aside:
+            self.journal.resolve(self.stopped_entry.id, "started again, ready")
+            self.stopped_entry = None
+
+    def wait_ready(self, *, launched_at: float, budget_s: float | None) -> Startup:
+        """Wait for readiness with live progress. Raises StartFailed."""
+        from pytest_sglang.server import ready
+
+        start = self.rig.start
+        budgets = [each for each in (start.cold_s, start.warm_s) if each] if start is not None else []
+        budget = budget_s if budget_s is not None else max(budgets, default=1800.0)
+        try:
+            return ready.wait_ready(
+                controller=self.controller,
+                plane=self.plane,
+                log=self.log,
+                clock=self.clock,
+                launched_at=launched_at,
+                budget_s=budget,
+                silence_s=start.silence_s if start is not None else 300.0,
+                activity=self.kernels.newest,
+                progress=lambda each: self.progress(_show(each)),
+            )
+        finally:
+            self.progress(None)
+
+    def wait_if_starting(self) -> None:
+        """A server found in the middle of a start (after an upgrade, say) is waited for, whoever started it."""
+        if self.plane.health() not in (200,):
+            self.server.wait_ready()
+
+    def read_last_start(self) -> Startup:
+        """The start that the running server already had, from its log and its unit's time stamps."""
+        from pytest_sglang.server import ready
+
+        from pytest_sglang.session import judging
+
+        version = self.server.info.get("version")
+        startup = ready.read_start(controller=self.controller, log=self.log, clock=self.clock, version=version)
+        return judging.with_traces(startup, self.kernels)
+
+    def identify(self) -> Identity:
+        """Who listens, and whether it is the promised server."""
+        from pytest_sglang.server import identity
+
+        promise = self.server.promise
+        return identity.identify(promise.url, promise, self.controller.state(), self.plane, self.clock)
+
+    @property
+    def cache_faulty(self) -> bool:
+        """A start that should have been warm compiled instead: then that start is no evidence for the cold promise."""
+        return any(each.kind == "cold" for each in self.server.history[1:])
+
+    def environment_findings(self) -> list[Finding]:
+        """Things that are off about the surroundings of this very run."""
+        from pytest_sglang.session import fingerprint
+
+        return fingerprint.own_environment(self)
+
+    # --- the end ---------------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Put back what was changed, prove it by reading back, let go of the locks. Safe to call twice."""
+        if self.closed:
+            return
+        self.closed = True
+        try:
+            self._put_back()
+        finally:
+            from pytest_sglang.session import standing
+
+            self.as_left = standing.read(self)
+            if self._controller is not None and self._controller.run_owned:
+                self._controller.stop(10.0)
+            for part in (self._plane, self.hardware):
+                if part is not None:
+                    part.close()
+            if self.simulation is not None:
+                self.simulation.close(self.journal)
+            self.journal.close()
+            self.guard.close()
+            if self.locks is not None:
+                self.locks.release()
+
+    def _put_back(self) -> None:
+        if "kernels" in self._parts:
+            self.kernels.put_back()
+        if "power" in self._parts:
+            self.power.restore()
+        if self.stopped_entry is not None and self._controller is not None:
+            if not self._controller.state().active:
+                self._controller.start()
+                _settle(self._controller)
+            self.journal.resolve(self.stopped_entry.id, "started again")
+            self.stopped_entry = None
+
+
+def _settle(controller: Controller) -> None:
+    """Give a just started unit a moment to have a process, so that reading back tells the truth."""
+    for _ in range(20):
+        if controller.state().active:
+            return
+        time.sleep(0.1)
+
+
+def _show(progress: Any) -> str:
+    from pytest_sglang.record import units
+
+    parts = [f"{progress.phase or 'starting'}{' ' + progress.inside if progress.inside else ''}", units.duration(progress.elapsed_s)]
+    if progress.expected_s:
+        parts.append(f"of about {units.duration(progress.expected_s)}")
+    if progress.last_line:
+        parts.append(progress.last_line)
+    return " · ".join(parts)

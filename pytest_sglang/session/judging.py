@@ -1,0 +1,366 @@
+"""From what a run observed to judgements: picks the promise, the limit and the likely cause; the comparing itself is judge's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from pytest_sglang.gpu.readings import GpuLost
+from pytest_sglang.judge import causes, limits, stats
+from pytest_sglang.judge import gain as judge_gain
+from pytest_sglang.judge.verdict import Judgement
+from pytest_sglang.record import run as records
+from pytest_sglang.record import units
+from pytest_sglang.record.run import Limit, Measurement
+from pytest_sglang.record.values import Finding, Startup, Throughput
+from pytest_sglang.rig.model import ServerPromise, StartPromise, ThroughputRow
+
+if TYPE_CHECKING:
+    from pytest_sglang.server.http import Completion
+    from pytest_sglang.server.identity import Identity
+    from pytest_sglang.session.deployment import Deployment
+    from pytest_sglang.session.kernels import TritonCache
+    from pytest_sglang.session.scope import CheckScope
+    from pytest_sglang.session.wanted import MaxNewKernels, MinThroughput, ReadyWithin
+
+
+def inconclusive(message: str, because: str | None = None) -> Judgement:
+    """Could not be measured, and why."""
+    return Judgement(verdict="inconclusive", message=message, inconclusive_because=because or message)
+
+
+# --- starts --------------------------------------------------------------------------------------------------------------
+
+
+def classified(startup: Startup) -> Startup:
+    """``kind`` by all the evidence: autotuning in the log, and new kernel names in the caches (a log alone cannot tell)."""
+    diff, tuned = startup.cache_diff, startup.autotune_runs
+    compiled = bool(tuned) or (diff is not None and bool(diff.new_kernels))
+    if diff is None and tuned is None:
+        kind = startup.kind
+    elif not compiled:
+        kind = "warm"
+    else:
+        kind = "cold" if diff is None or diff.before_entries == 0 or not diff.new_variants else "partial"
+        if diff is not None and diff.before_entries:
+            kind = "partial" if len(diff.new_kernels) < diff.before_entries else "cold"
+    return msgspec.structs.replace(startup, kind=kind)
+
+
+def with_traces(startup: Startup, kernels: TritonCache) -> Startup:
+    """A start that nobody watched: what it compiled, from entries newer than its launch."""
+    if startup.launched_at_is != "launch":
+        return startup
+    diff = kernels.added_after(startup.launched_at)
+    return startup if diff is None else classified(msgspec.structs.replace(startup, cache_diff=diff))
+
+
+def ready_within(wanted: ReadyWithin, scope: CheckScope) -> Judgement:
+    """The newest start of the check against its budget."""
+    if not scope.startups:
+        return inconclusive("no start was made or judged in this test")
+    startup, start = scope.startups[-1], scope.deployment.rig.start
+    budget = wanted.budget_s
+    if budget is None and start is not None:
+        budget = start.cold_s if wanted.start == "cold" else start.warm_s
+    if budget is None:
+        return inconclusive(f"no budget for a {wanted.start} start: neither the marker nor the rig file's [start] {wanted.start} names one")
+    if wanted.start == "cold" and startup.kind == "warm":
+        return inconclusive("the start compiled nothing: it was not a cold one, so it says nothing about the cold budget")
+    missing = None if startup.ready_s is not None else "the log does not tell when the server became ready"
+    return limits.max_duration("ready", startup.ready_s, budget, quantity="ready_s", cause=slow_start(startup, budget), why_missing=missing)
+
+
+def slow_start(startup: Startup, budget_s: float) -> str | None:
+    """Likely cause of a start over its budget: what it compiled, and the phase that took longest."""
+    if startup.ready_s is None or startup.ready_s <= budget_s:
+        return None
+    return causes.slow_start(startup)
+
+
+def max_new_kernels(wanted: MaxNewKernels, scope: CheckScope) -> Judgement:
+    """New kernel names of the check's newest start."""
+    start = scope.deployment.rig.start
+    limit = wanted.limit if wanted.limit is not None else start.max_new_kernels if start is not None else None
+    if limit is None:
+        return inconclusive("no limit for new kernels: neither the marker nor the rig file's [start] max_new_kernels names one")
+    if not scope.startups:
+        return inconclusive("no start was made or judged in this test")
+    return _count("new_kernels", scope.startups[-1], limit)
+
+
+def _count(quantity: str, startup: Startup, limit: int) -> Judgement:
+    diff = startup.cache_diff
+    if diff is None:
+        why = "the start was not watched, and its caches tell no launch time"
+        return limits.max_count(quantity, None, limit, why_missing=why)
+    if diff.unreadable:
+        return limits.max_count(quantity, None, limit, why_missing=f"cache not readable: {diff.unreadable[0]}")
+    names = diff.new_kernels if quantity == "new_kernels" else diff.new_variants
+    return limits.max_count(quantity, len(names), limit, names=names, cause=causes.recompiled(startup) if len(names) > limit else None)
+
+
+def compiled(startup: Startup, start: StartPromise, *, cold: bool, server: Any) -> list[Judgement]:
+    """The rig file's limits on what a warm start compiled; a cold start may compile all it wants."""
+    out: list[Judgement] = []
+    if cold:
+        return out
+    if start.max_autotune_runs is not None:
+        why = None if startup.autotune_runs is not None else "the log of this start cannot be read"
+        out.append(
+            limits.max_count("autotune_runs", startup.autotune_runs, start.max_autotune_runs, cause=causes.recompiled(startup), why_missing=why)
+        )
+    if start.max_new_kernels is not None:
+        out.append(_count("new_kernels", startup, start.max_new_kernels))
+    if start.max_new_variants is not None:
+        out.append(_count("new_variants", startup, start.max_new_variants))
+    if start.warm_capture_share is not None:
+        cold_start = next((each for each in reversed(server.history) if each.kind == "cold" and each.capture_s), None)
+        if cold_start is None or startup.capture_s is None:
+            out.append(inconclusive("warm_capture_share: no cold start with a capture time is known to compare with"))
+        else:
+            share = startup.capture_s / cold_start.capture_s
+            out.append(limits.max_value("capture_share", share, start.warm_capture_share, unit=""))
+    if start.first_request_ratio is not None and startup.first_token_s is None:
+        out.append(inconclusive("first_request_ratio: the first request of this start was not measured"))
+    return out
+
+
+def startup_numbers(startup: Startup) -> dict[str, Measurement]:
+    """The measured names of run.json for a start."""
+    diff = startup.cache_diff
+    numbers: dict[str, tuple[Any, str]] = {
+        "ready_s": (startup.ready_s, "s"),
+        "port_open_s": (startup.port_open_s, "s"),
+        "first_token_s": (startup.first_token_s, "s"),
+        "capture_s": (startup.capture_s, "s"),
+        "autotune_runs": (startup.autotune_runs, "count"),
+        "new_kernels": (None if diff is None else len(diff.new_kernels), "count"),
+        "new_variants": (None if diff is None else len(diff.new_variants), "count"),
+        "start_kind": (startup.kind, ""),
+    }
+    return {name: Measurement(value, unit) for name, (value, unit) in numbers.items() if value is not None}
+
+
+# --- rates -----------------------------------------------------------------------------------------------------------------
+
+
+def rate(wanted: MinThroughput, scope: CheckScope) -> Judgement:
+    """What the test measured against the marker's rate, or the rig file's row."""
+    measured = next((each for each in reversed(scope.throughputs) if each.streams == wanted.streams), None)
+    row = scope.row(wanted.streams, wanted.quantity)
+    limit = wanted.min_tok_s if wanted.min_tok_s is not None else row.min_tok_s if row is not None else None
+    quantity = wanted.quantity or (row.quantity if row is not None and wanted.min_tok_s is None else "decode")
+    level = "" if scope.power_w is None else f" at {scope.power_w:g} W"
+    if measured is None:
+        return inconclusive(f"no throughput of {wanted.streams} stream(s) was measured in this test")
+    if limit is None:
+        shown = "nothing" if measured.decode_tok_s is None else units.show(measured.decode_tok_s, "tok/s")
+        return inconclusive(f"no promise{level}: measured {shown}")
+    workload = scope.deployment.rig.workload
+    return limits.min_throughput(
+        measured,
+        min_tok_s=limit,
+        quantity=quantity,
+        tolerance=workload.tolerance,
+        strict=scope.deployment.options.strict,
+        power_w=scope.power_w,
+        cause=slow_decode(measured, limit, scope),
+    )
+
+
+def slow_decode(measured: Throughput, limit: float, scope: CheckScope) -> str | None:
+    """Likely cause of a rate below its limit, from everything that can be looked at now."""
+    if measured.decode_tok_s is None or measured.decode_tok_s >= limit:
+        return None
+    from pytest_sglang.session import looking
+
+    return causes.slow_decode(looking.observed(scope.deployment, scope.power_w))
+
+
+def latency(measured: Throughput, row: ThroughputRow) -> list[Judgement]:
+    """TTFT (median) and ITL p99 against the row's limits; a percentile that the sample size does not earn is inconclusive."""
+    out: list[Judgement] = []
+    ttft = [each for done in measured.rounds for each in done.ttft_s]
+    itl = [each for done in measured.rounds for each in done.itl_s]
+    if row.max_ttft_s is not None:
+        value = stats.median(ttft) * 1000 if ttft else None
+        out.append(limits.max_value("ttft_ms", value, row.max_ttft_s * 1000, unit="ms", why_missing="no request ended whole"))
+    if row.max_itl_p99_s is not None:
+        earned = stats.percentile(itl, 0.99)
+        value = earned.value * 1000 if earned.value is not None else None
+        out.append(limits.max_value("itl_ms", value, row.max_itl_p99_s * 1000, unit="ms", why_missing=earned.why_missing))
+    return out
+
+
+def j_per_token(measured: Throughput) -> tuple[float | None, str | None]:
+    """Joules of all serving cards per output token over the valid rounds, or why it is not known."""
+    rounds = [each for each in measured.rounds if each.invalid_because is None]
+    if not rounds:
+        return None, "no valid round"
+    if any(each.joules is None for each in rounds):
+        return None, "the energy of a round could not be measured"
+    tokens = sum(each.output_tokens for each in rounds)
+    return (sum(each.joules or 0.0 for each in rounds) / tokens, None) if tokens else (None, "no tokens")
+
+
+def energy(measured: Throughput, row: ThroughputRow | None, power_w: float | None) -> Judgement:
+    """Joules per token against the promised row."""
+    value, why = j_per_token(measured)
+    if row is None or row.max_j_per_token is None:
+        level = "without --power" if power_w is None else f"at {power_w:g} W"
+        return inconclusive(f"no max_j_per_token is promised {level}" + ("" if value is None else f": measured {units.show(value, 'J/token')}"))
+    return limits.max_value("j_per_token", value, row.max_j_per_token, unit="J/token", why_missing=why)
+
+
+def throughput_numbers(measured: Throughput) -> dict[str, Measurement]:
+    """The measured names of run.json for a throughput."""
+    ttft = [each for done in measured.rounds for each in done.ttft_s]
+    itl = [each for done in measured.rounds for each in done.itl_s]
+    rounds = [each for each in measured.rounds if each.joules is not None]
+    joules = sum(each.joules or 0.0 for each in rounds) if rounds else None
+    seconds = sum(each.end_s - each.begin_s for each in rounds)
+    temperatures = [each.start_c for each in measured.rounds if each.start_c is not None]
+    numbers: dict[str, tuple[Any, str]] = {
+        "decode_tok_s": (measured.decode_tok_s, "tok/s"),
+        "end_to_end_tok_s": (measured.end_to_end_tok_s, "tok/s"),
+        "aggregate_tok_s": (measured.aggregate_tok_s, "tok/s"),
+        "ci_low_tok_s": (measured.ci_low, "tok/s"),
+        "ci_high_tok_s": (measured.ci_high, "tok/s"),
+        "ttft_ms": (stats.median(ttft) * 1000 if ttft else None, "ms"),
+        "itl_ms": (stats.median(itl) * 1000 if itl else None, "ms"),
+        "rounds": (len(measured.rounds), "count"),
+        "failed_requests": (measured.failed, "count"),
+        "client_lag_ms": (measured.client_lag_s * 1000, "ms"),
+        "joules": (joules, "J"),
+        "mean_w": (joules / seconds if joules is not None and seconds > 0 else None, "W"),
+        "j_per_token": (j_per_token(measured)[0], "J/token"),
+        "temperature_c": (max(temperatures, default=None), "C"),
+    }
+    return {name: Measurement(_round(value), unit) for name, (value, unit) in numbers.items() if value is not None}
+
+
+def _round(value: Any) -> Any:
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
+def gain(measured: Throughput, deployment: Deployment) -> list[Judgement]:
+    """Each promised gain against its saved run; refused where anything else differs."""
+    promise = deployment.rig.gain
+    if promise is None:
+        return [inconclusive("no gain is promised")]
+    out = []
+    pairs = (("compile_gain", promise.compile_gain_pct, promise.compile_baseline), ("nvlink_gain", promise.nvlink_gain_pct, promise.nvlink_baseline))
+    for name, minimum, baseline in pairs:
+        if minimum is not None:
+            out.append(_one_gain(name, minimum, baseline, measured, deployment))
+    return out
+
+
+def _one_gain(name: str, minimum: float, baseline: str | None, measured: Throughput, deployment: Deployment) -> Judgement:
+    if baseline is None:
+        return inconclusive(f"{name}: no saved run to compare with (add gain.{name.split('_')[0]}_baseline = \"reports/<run id>\")")
+    try:
+        before = records.read(Path(deployment.options.rootdir, baseline))
+    except records.RecordError as error:
+        return inconclusive(f"{name}: {error}")
+    level = deployment.current.power_w
+    saved = [each for each in before.throughputs if each["power_w"] == level and each["throughput"]["streams"] == measured.streams]
+    if not saved:
+        return inconclusive(f"{name}: {baseline} has no measurement of {measured.streams} stream(s) at this power level")
+    if before.simulated != deployment.options.simulated:
+        return inconclusive(f"{name}: one of the two runs is simulated, the other is not")
+    differs = "torch_compile" if name == "compile_gain" else "nvlink"
+    others = judge_gain.comparable(_key(deployment), judge_gain.key_of(before), differs)
+    if others:
+        return inconclusive(f"{name}: not comparable with {baseline}: {'; '.join(others)}")
+    now = [each.decode_tok_s for each in measured.rounds if each.decode_tok_s is not None]
+    then = [each["decode_tok_s"] for each in saved[-1]["throughput"]["rounds"] if each["decode_tok_s"] is not None]
+    return judge_gain.gain(now, then, minimum, deployment.rig.workload.confidence, name=name)
+
+
+def _key(deployment: Deployment) -> dict[str, Any]:
+    return judge_gain.key_of(deployment.recorder.run)
+
+
+# --- the server and the cards ------------------------------------------------------------------------------------------------
+
+
+def identity(found: Identity, promise: ServerPromise, deployment: Deployment) -> Judgement:
+    """Fails on any finding of severity fail: an impostor, another model, another tensor parallel size, nobody there."""
+    bad = [each for each in found.findings if each.severity == "fail"]
+    shown = {
+        "model": Measurement(found.model, ""),
+        "tp": Measurement(found.tp, "count"),
+        "pid": Measurement(found.pid, ""),
+    }
+    measured = {name: value for name, value in shown.items() if value.value is not None}
+    limit = Limit("==", promise.served_name or promise.model or "any", "")
+    if bad:
+        return Judgement(
+            verdict="fail",
+            message="; ".join(each.detail for each in bad),
+            quantity="model",
+            measured=measured,
+            limit=limit,
+            cause=bad[0].remedy or bad[0].detail,
+            findings=found.findings,
+        )
+    if found.model is None:
+        return Judgement(
+            verdict="inconclusive",
+            message=f"{promise.url} answers, but does not tell its model",
+            inconclusive_because="the model's name cannot be read",
+            measured=measured,
+            findings=found.findings,
+        )
+    message = f"{found.model} on {promise.url}" + (f", pid {found.pid}" if found.pid is not None else "")
+    return Judgement(verdict="pass", message=message, quantity="model", measured=measured, limit=limit, findings=found.findings)
+
+
+def exact(completion: Completion, asked: int) -> Judgement:
+    """As many tokens as asked, with finish reason ``length``."""
+    measured = {"output_tokens": Measurement(completion.tokens, "count")}
+    limit = Limit("==", asked, "count")
+    if completion.ok:
+        return Judgement(
+            verdict="pass", message=f"{completion.tokens} of {asked} tokens", quantity="output_tokens", measured=measured, limit=limit
+        )
+    return Judgement(
+        verdict="fail",
+        message=f"asked for {asked} tokens, got {completion.tokens if completion.tokens is not None else 'no answer'}: {completion.why}",
+        quantity="output_tokens",
+        measured=measured,
+        limit=limit,
+        cause=completion.why,
+    )
+
+
+def findings(found: tuple[Finding, ...]) -> Judgement:
+    """``fail`` fails; ``warn`` and ``info`` are shown."""
+    bad = [each for each in found if each.severity == "fail"]
+    measured = {"findings": Measurement(len(bad), "count")}
+    limit = Limit("<=", 0, "count")
+    if bad:
+        text = "; ".join(f"{each.subject}: {each.detail}" for each in bad)
+        return Judgement(
+            verdict="fail", message=text, quantity="findings", measured=measured, limit=limit, cause=bad[0].remedy or None, findings=found
+        )
+    warned = sum(each.severity == "warn" for each in found)
+    message = "nothing contradicts the promises" + (f", {warned} warning(s)" if warned else "")
+    return Judgement(verdict="pass", message=message, quantity="findings", measured=measured, limit=limit, findings=found)
+
+
+def told(error: Exception) -> Judgement | None:
+    """An exception that is the rig's own failure, as a judgement; None for everything else."""
+    from pytest_sglang.server.control import ControlError
+    from pytest_sglang.server.ready import StartFailed
+
+    if isinstance(error, StartFailed):
+        numbers = startup_numbers(error.startup)
+        return Judgement(verdict="fail", message=str(error), cause=error.cause, measured=numbers, findings=error.startup.findings)
+    if isinstance(error, (ControlError, GpuLost)):
+        return Judgement(verdict="fail", message=str(error), cause=str(error))
+    return None

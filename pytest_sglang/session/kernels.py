@@ -1,0 +1,134 @@
+"""``triton_cache``: every place where this SGLang's compiled kernels really are, what a start added, and setting them aside without loss."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pytest_sglang.cache import aside, diff, locate, snapshot, survive
+from pytest_sglang.record.values import CacheDiff, Finding
+from pytest_sglang.session.errors import NotChecked
+
+if TYPE_CHECKING:
+    from pytest_sglang.cache.aside import Moved
+    from pytest_sglang.cache.locate import CachePlace
+    from pytest_sglang.cache.snapshot import Snapshot
+    from pytest_sglang.session.deployment import Deployment
+    from pytest_sglang.session.journal import Entry
+
+
+class TritonCache:
+    """The compile caches of a deployment's server."""
+
+    def __init__(self, deployment: Deployment) -> None:
+        self._deployment = deployment
+        self._places: tuple[CachePlace, ...] | None = None
+        self.aside: list[tuple[Entry, Moved]] = []
+        """Caches that are renamed at this moment."""
+
+    @property
+    def places(self) -> tuple[CachePlace, ...]:
+        """Where the caches are, by the server's environment and its version's defaults; ``~/.triton/cache`` alone would be wrong."""
+        if self._places is None:
+            self._places = self._locate()
+        return self._places
+
+    def _locate(self) -> tuple[CachePlace, ...]:
+        controller = self._deployment.controller
+        state = controller.state()
+        environ = dict(controller.environment())
+        user = pwd.getpwuid(os.getuid()).pw_name
+        if state.pid is not None:
+            seen = locate.environment_of(state.pid)
+            environ = {**environ, **seen} if seen else environ
+            user = _owner(state.pid) or user
+        home = Path(environ.get("HOME") or _home(user))
+        version = self._deployment.server.info.get("version") if state.active else None
+        return locate.locate(version=version, environ=environ, home=home, tmpdir=Path(environ.get("TMPDIR") or "/tmp"), user=user)
+
+    def snapshot(self) -> Snapshot:
+        """Every entry of every cache, by kernel name; a place that cannot be read is kept with its reason."""
+        return snapshot.take(self.places)
+
+    def added_since(self, before: Snapshot) -> CacheDiff:
+        """New kernel names, new variants of known ones, new graphs since ``before``."""
+        return diff.added(before, self.snapshot())
+
+    def newest(self) -> object:
+        """Something that changes as long as a cache grows: a sign of progress for the watchdog."""
+        return snapshot.newest(self.places)
+
+    def findings(self) -> tuple[Finding, ...]:
+        """Will the caches survive a reboot, a stop of the unit, another user?"""
+        environment = self._deployment.controller.environment()
+        return tuple(survive.findings(self.places, environment)) if self._deployment.simulation is None else ()
+
+    @contextmanager
+    def set_aside(self) -> Iterator[None]:
+        """Empty caches inside the block, the old ones back behind it. The server is stopped for each of the two moves.
+
+        Raises NotChecked without --sglang-allow-cold, or where a cache cannot be renamed safely.
+        """
+        deployment = self._deployment
+        if not deployment.options.may_go_cold and not deployment.controller.run_owned:
+            raise NotChecked("the caches are not set aside without --sglang-allow-cold")
+        places = self.places
+        was_active = deployment.controller.state().active
+        refused = aside.refusals(places, allow_temporary=deployment.simulation is not None or deployment.controller.kind == "command")
+        if refused:
+            raise NotChecked(f"the caches cannot be set aside: {refused[0]}")
+        if was_active:
+            deployment.server.stop()
+        for planned in aside.plan_aside(places, token=deployment.recorder.run.run_id):
+            context = aside.describe(planned)
+            entry = deployment.journal.record("cache_aside", str(planned.original), str(planned.original), str(planned.aside), context)
+            self.aside.append((entry, planned))
+            aside.move(planned)
+        try:
+            yield
+        finally:
+            self.put_back()
+            if was_active and deployment.server.lost_by is None and not deployment.controller.state().active:
+                deployment.server.come_back()
+
+    def put_back(self) -> None:
+        """Restore what is set aside, newest first: the server is stopped for it, unless the new caches are to stay."""
+        deployment = self._deployment
+        if not self.aside:
+            return
+        if deployment.options.keep_cold_cache:
+            for entry, moved in self.aside:
+                deployment.journal.resolve(entry.id, f"new caches kept, the old ones stay at {moved.aside}")
+            self.aside.clear()
+        else:
+            if deployment.controller.state().active:
+                deployment.controller.stop(deployment.stop_grace_s)
+            while self.aside:
+                entry, moved = self.aside[-1]
+                aside.restore([moved])
+                deployment.journal.resolve(entry.id, "put back")
+                self.aside.pop()
+        if deployment.started_entry is not None:
+            deployment.journal.resolve(deployment.started_entry.id, "stopped again" if not deployment.options.keep_cold_cache else "kept")
+            deployment.started_entry = None
+        if deployment.options.keep_cold_cache and deployment.controller.state().active:
+            deployment.server_is_back()
+
+
+def _owner(pid: int) -> str | None:
+    try:
+        return pwd.getpwuid(os.stat(f"/proc/{pid}").st_uid).pw_name
+    except (OSError, KeyError):
+        return None
+
+
+def _home(user: str) -> str:
+    try:
+        return pwd.getpwnam(user).pw_dir
+    except KeyError:
+        return tempfile.gettempdir()

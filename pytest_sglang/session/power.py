@@ -1,0 +1,138 @@
+"""``gpu_power``: limits, energy windows, and a setting that is put back. Watts and joules per GPU: board power, not the wall."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from pytest_sglang.gpu.card import Card
+from pytest_sglang.gpu.power import PowerControl
+from pytest_sglang.gpu.readings import Missing, PowerError
+from pytest_sglang.judge import hardware as judge
+from pytest_sglang.judge.verdict import Judgement
+from pytest_sglang.record.values import Finding
+from pytest_sglang.session.errors import Inconclusive, NotChecked
+
+if TYPE_CHECKING:
+    from pytest_sglang.gpu.energy import EnergyWindow
+    from pytest_sglang.gpu.readings import PowerLimits
+    from pytest_sglang.session.deployment import Deployment
+    from pytest_sglang.session.hardware import Hardware
+    from pytest_sglang.session.journal import Entry
+
+TOLERANCE_W = 1.0
+
+
+class GpuPower:
+    """Power of the promised GPUs of a deployment."""
+
+    def __init__(self, deployment: Deployment) -> None:
+        self._deployment = deployment
+        self._changed: list[tuple[Entry, Card, float]] = []
+
+    @property
+    def hardware(self) -> Hardware:
+        """The cards; raises NotChecked where the rig file promises none."""
+        if self._deployment.hardware is None:
+            raise NotChecked("the rig file promises no GPUs (add [[gpus]] tables)")
+        return self._deployment.hardware
+
+    @property
+    def gpus(self) -> tuple[Card, ...]:
+        """The promised cards that are present."""
+        return self.hardware.present
+
+    def limits(self) -> dict[str, PowerLimits]:
+        """Requested, enforced, default, minimum and maximum power limit in watts, by UUID."""
+        return {card.uuid: card.limits() for card in self.gpus}
+
+    @contextmanager
+    def window(self) -> Iterator[EnergyWindow]:
+        """Energy of every promised GPU between enter and exit: ``window.energies`` maps UUID to joules, mean and peak watts."""
+        from pytest_sglang.gpu.energy import EnergyWindow
+
+        with EnergyWindow(self.gpus, self.hardware.context) as window:
+            yield window
+
+    @contextmanager
+    def set(self, watts: float) -> Iterator[None]:
+        """Every promised GPU at ``watts`` inside the block, as before behind it. Raises NotChecked without --sglang-set-power."""
+        before = len(self._changed)
+        self.ensure(watts, strict=True)
+        try:
+            yield
+        finally:
+            self._put_back(before)
+
+    def ensure(self, watts: float, *, strict: bool = False) -> None:
+        """Set the level on every promised GPU that is not at it; journalled before it is changed, put back at the end of the run."""
+        deployment = self._deployment
+        if deployment.hardware is None:
+            return
+        if not deployment.options.may_set_power:
+            raise NotChecked("the power limit is not set without --sglang-set-power")
+        real = self.hardware.context.get("nvml") == "real"
+        control = PowerControl(self.hardware.nvml, self.gpus) if real else PowerControl(self.hardware.nvml, self.gpus, None)
+        off = [card for card in self.gpus if not _at(card, watts)]
+        if off and (why := control.may_set()) is not None:
+            raise Inconclusive(f"the power limit cannot be set: {why}", because="power-limit" if not strict else None)
+        for card in off:
+            before = card.limits().requested_w
+            if isinstance(before, Missing):
+                continue
+            entry = deployment.journal.record("power_limit", card.uuid, before, watts, dict(self.hardware.context))
+            self._changed.append((entry, card, before))
+            try:
+                control.set(card.uuid, watts)
+            except PowerError as error:
+                # the power-limit check reads back what stands and says so; a block that asked for the level must not go on
+                if strict:
+                    raise Inconclusive(str(error), because="power-limit") from None
+
+    def restore(self) -> None:
+        """Put back every limit that this run has set, newest first, where it is still ours."""
+        self._put_back(0)
+
+    def _put_back(self, keep: int) -> None:
+        from pytest_sglang.session.changes import UndoError, undo_entry
+
+        while len(self._changed) > keep:
+            entry, card, _ = self._changed.pop()
+            try:
+                self._deployment.journal.resolve(entry.id, undo_entry(entry))
+            except UndoError as error:
+                # the entry stays open: the guard tries once more, and pytest-sglang undo after it
+                told = Finding("not-put-back", "warn", f"GPU {card.index}", str(error), "pytest-sglang undo")
+                self._deployment.recorder.findings((told,))
+
+    def require(self, level_w: float | None) -> None:
+        """Raise Inconclusive where a serving card is not at the check's level: a rate at another level is no evidence."""
+        if level_w is None or self._deployment.hardware is None:
+            return
+        for card in self.hardware.serving:
+            enforced = card.limits().enforced_w
+            if isinstance(enforced, Missing):
+                raise Inconclusive(f"GPU {card.index}: its enforced power limit is {enforced}", because="power-limit")
+            if abs(enforced - level_w) > TOLERANCE_W:
+                raise Inconclusive(
+                    f"GPU {card.index} enforces {enforced:g} W, not {level_w:g} W: a rate measured now says nothing about {level_w:g} W",
+                    because="power-limit",
+                )
+
+    def judge_identity(self) -> Judgement:
+        """Every promised GPU present and itself."""
+        rig = self._deployment.rig
+        return judge.identity(rig.gpus, self.hardware.found(), unavailable=rig.unavailable)
+
+    def judge_limit(self, watts: float | None) -> Judgement:
+        """Requested = enforced = ``watts`` on every promised GPU, persistence mode on where it is promised."""
+        if watts is None:
+            raise NotChecked("no --power given: name the level that is meant (e.g. --power=250)")
+        rig = self._deployment.rig
+        return judge.power_limit(rig.gpus, self.hardware.found(), watts, unavailable=rig.unavailable)
+
+
+def _at(card: Card, watts: float) -> bool:
+    requested = card.limits().requested_w
+    return not isinstance(requested, Missing) and abs(requested - watts) <= TOLERANCE_W

@@ -1,0 +1,189 @@
+"""One check while it runs: what was measured inside it, and the limits that this is compared with before it ends."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pytest_sglang.judge.verdict import Judgement, combine
+from pytest_sglang.record.run import Check, Measurement
+from pytest_sglang.record.values import Finding, Startup, Throughput
+from pytest_sglang.rig.model import ThroughputRow
+from pytest_sglang.session import judging
+from pytest_sglang.session.checks import CheckSpec
+from pytest_sglang.session.errors import CheckFailed, Inconclusive, NotChecked
+from pytest_sglang.session.wanted import MaxNewKernels, MinThroughput, ReadyWithin, Wanted
+
+if TYPE_CHECKING:
+    from pytest_sglang.session.deployment import Deployment
+
+
+class CheckScope:
+    """What one check measured, and its judgements. Fixture ``sglang_check`` hands it to the test."""
+
+    def __init__(self, deployment: Deployment, spec: CheckSpec, wanted: tuple[Wanted, ...] = (), power_w: float | None = None) -> None:
+        self.deployment, self.spec, self.wanted, self.power_w = deployment, spec, wanted, power_w
+        self.startups: list[Startup] = []
+        self.throughputs: list[Throughput] = []
+        self.judgements: list[Judgement] = []
+        self.observed: dict[str, Measurement] = {}
+        self.not_checked: str | None = None
+        self._final: Judgement | None = None
+
+    def gate(self) -> None:
+        """Raise NotChecked where this run is not asked to make the check."""
+        options, rig = self.deployment.options, self.deployment.rig
+        if options.level < self.spec.min_level:
+            raise NotChecked(f"level {options.level} puts no load on the rig (level {self.spec.min_level} does)")
+        needs_level = self.spec.id == "power-limit" or (self.spec.per_power and rig.row(None) is None and rig.throughput)
+        if self.spec.per_power and self.power_w is None and needs_level and not any(
+            isinstance(each, MinThroughput) and each.min_tok_s is not None for each in self.wanted
+        ):
+            levels = sorted({row.power_w for row in rig.throughput if row.power_w is not None})
+            example = f"e.g. --power={levels[0]:g}" if levels else "e.g. --power=250"
+            raise NotChecked(f"no --power given: name the level that is meant ({example})")
+
+    def enter(self) -> None:
+        """Preconditions: a check whose precondition failed is inconclusive and names it. Sets the power level where allowed."""
+        recorder, server = self.deployment.recorder, self.deployment.server
+        for before in self.spec.after:
+            verdict = recorder.verdict_of(before, self.power_w)
+            if verdict in ("fail", "inconclusive"):
+                raise Inconclusive(f"not measured, because {before} is {_stands(verdict)}", because=before)
+        if self.spec.uses_server and server.lost_by not in (None, self.spec.id):
+            raise Inconclusive(f"not measured: the server did not come back in {server.lost_by}", because=server.lost_by)
+        if self.power_w is not None and self.deployment.options.may_set_power:
+            self.deployment.power.ensure(self.power_w)
+
+    def judge(self, judgement: Judgement | list[Judgement]) -> None:
+        """Add judgements; the check concludes with the worst of them when the test body has ended."""
+        self.judgements.extend(judgement if isinstance(judgement, list) else [judgement])
+
+    def observe(self, name: str, value: float | int | str | bool | None, unit: str = "") -> None:
+        """Keep a number that has no limit."""
+        self.observed[name] = Measurement(value, unit)
+
+    def judge_start(self, startup: Startup) -> None:
+        """Limits of the rig file on what a start compiled, beyond its budget (which is the marker's)."""
+        start = self.deployment.rig.start
+        if start is not None:
+            self.judge(judging.compiled(startup, start, cold=any(_is_cold(each) for each in self.wanted), server=self.deployment.server))
+
+    def judge_latency(self, throughput: Throughput) -> None:
+        """TTFT and ITL limits of the promised row, where it has them."""
+        row = self.row(throughput.streams)
+        if row is not None:
+            self.judge(judging.latency(throughput, row))
+
+    def judge_energy(self, throughput: Throughput) -> None:
+        """Joules per output token against ``max_j_per_token`` of the promised row."""
+        row = self.row(throughput.streams)
+        self.judge(judging.energy(throughput, row, self.power_w))
+
+    def judge_gain(self, throughput: Throughput) -> None:
+        """The promised gain over a saved run in which only that one thing differs."""
+        self.judge(judging.gain(throughput, self.deployment))
+
+    def row(self, streams: int = 1, quantity: Any = None) -> ThroughputRow | None:
+        """The promised row at this check's power level and the declared NVLink state."""
+        return self.deployment.rig.row(self.power_w, streams, quantity)
+
+    def promised_rate(self, streams: int) -> tuple[float | None, str]:
+        """Limit in tok/s and its quantity, for the stopping rule of a measurement made in this check."""
+        for wanted in self.wanted:
+            if isinstance(wanted, MinThroughput) and wanted.streams == streams and self._applies(wanted):
+                row = self.row(streams, wanted.quantity)
+                if wanted.min_tok_s is not None:
+                    return wanted.min_tok_s, wanted.quantity or "decode"
+                if row is not None and row.min_tok_s is not None:
+                    return row.min_tok_s, row.quantity
+        return None, "decode"
+
+    def _applies(self, wanted: MinThroughput) -> bool:
+        here = wanted.power_w is None or (self.power_w is not None and abs(wanted.power_w - self.power_w) <= 1.0)
+        return here and wanted.nvlink in (None, self.deployment.rig.declares_nvlink)
+
+    def conclude(self) -> None:
+        """Compare, and raise CheckFailed or Inconclusive with measured, limit and cause."""
+        for wanted in self.wanted:
+            if isinstance(wanted, ReadyWithin):
+                self.judge(judging.ready_within(wanted, self))
+            elif isinstance(wanted, MaxNewKernels):
+                self.judge(judging.max_new_kernels(wanted, self))
+        self._judge_rates([each for each in self.wanted if isinstance(each, MinThroughput)])
+        self._final = combine(self.judgements) if self.judgements else Judgement(verdict="pass", message="")
+        if self._final.verdict == "fail":
+            raise CheckFailed(self._final.message)
+        if self._final.verdict == "inconclusive":
+            raise Inconclusive(self._final.message, because=self._final.inconclusive_because)
+
+    def _judge_rates(self, rates: list[MinThroughput]) -> None:
+        here = [each for each in rates if self._applies(each)]
+        if rates and not here:
+            level = "without --power" if self.power_w is None else f"at {self.power_w:g} W"
+            nvlink = "with" if self.deployment.rig.declares_nvlink else "without"
+            message = f"no min_throughput marker is for this rig {level}, {nvlink} NVLink"
+            self.judge(Judgement(verdict="inconclusive", message=message, inconclusive_because=message))
+        for each in here:
+            self.judge(judging.rate(each, self))
+
+    def explain(self, error: Exception) -> str | None:
+        """The failure text of an error that is the rig's own (a start that died, a GPU that fell off the bus); None = not ours."""
+        told = judging.told(error)
+        if told is None:
+            return None
+        self._final = Judgement(verdict="fail", message=told.message, cause=told.cause, findings=told.findings, measured=told.measured)
+        return told.message
+
+    def close_inconclusive(self, error: Inconclusive) -> None:
+        """The check ended without a measurement."""
+        known = {name: value for each in self.judgements for name, value in each.measured.items()}
+        reason = error.because or str(error)
+        if self._final is None or self._final.verdict != "inconclusive":
+            self._final = Judgement(verdict="inconclusive", message=str(error), inconclusive_because=reason, measured=known)
+
+    def to_check(
+        self, *, promise: str, failed: bool, text: str | None, duration_s: float, expected_failure: bool = False, nodeid: str = ""
+    ) -> Check:
+        """The record of this check."""
+        final = self._final or Judgement(verdict="fail" if failed else "pass", message=text or "")
+        verdict = "fail" if failed and final.verdict == "pass" else final.verdict
+        measured = {**self.observed, **self._measured(), **final.measured}
+        return Check(
+            id=self.spec.id,
+            promise=promise,
+            verdict=verdict,
+            power_w=self.power_w,
+            inconclusive_because=final.inconclusive_because if verdict == "inconclusive" else None,
+            measured=measured,
+            limit=final.limit,
+            cause=final.cause or (text if verdict == "fail" and not final.message else None),
+            findings=tuple(_own(each, self.spec.id) for each in final.findings),
+            duration_s=round(duration_s, 3),
+            marginal=final.marginal and verdict == "pass",
+            message=final.message or text or "",
+            quantity=final.quantity,
+            expected_failure=expected_failure,
+            nodeid=nodeid,
+        )
+
+    def _measured(self) -> dict[str, Measurement]:
+        found: dict[str, Measurement] = {}
+        if self.startups:
+            found.update(judging.startup_numbers(self.startups[-1]))
+        if self.throughputs:
+            found.update(judging.throughput_numbers(self.throughputs[-1]))
+        return found
+
+
+def _is_cold(wanted: Wanted) -> bool:
+    return isinstance(wanted, ReadyWithin) and wanted.start == "cold"
+
+
+def _own(finding: Finding, check_id: str) -> Finding:
+    return Finding(finding.kind, finding.severity, finding.subject, finding.detail, finding.remedy, finding.check_id or check_id)
+
+
+def _stands(verdict: str) -> str:
+    return "not kept" if verdict == "fail" else verdict
+
+

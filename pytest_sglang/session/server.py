@@ -1,0 +1,258 @@
+"""``sglang_server``: one SGLang as a test sees it. Works without pytest; every change goes through journal and controller."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from pytest_sglang.judge.verdict import Judgement
+from pytest_sglang.record.values import Finding, Startup, Throughput
+from pytest_sglang.rig.model import ServerPromise
+from pytest_sglang.session import judging
+from pytest_sglang.session.errors import Inconclusive, NotChecked
+
+if TYPE_CHECKING:
+    from pytest_sglang.server.identity import Identity
+    from pytest_sglang.server.log import LogSource
+    from pytest_sglang.session.deployment import Deployment
+
+READY_TOKENS = 16
+"""Length of the exact completion that proves readiness."""
+
+
+class SglangServer:
+    """The server of a deployment: what it says of itself, its starts, and measurements on it."""
+
+    def __init__(self, deployment: Deployment, promise: ServerPromise) -> None:
+        self._deployment = deployment
+        self.promise = promise
+        self.lost_by: str | None = None
+        """Id of the check in which the server was stopped and did not come back; later checks are inconclusive because of it."""
+        self.history: list[Startup] = []
+        """Starts that this run made, oldest first."""
+        self._last_start: Startup | None = None
+        self._identity: Identity | None = None
+        self._throughputs: dict[float | None, Throughput] = {}
+        self._failed_start: Exception | None = None
+
+    @property
+    def url(self) -> str:
+        """Base URL, without a trailing slash."""
+        return self.promise.url
+
+    @property
+    def model(self) -> str:
+        """Name to put into requests: the served name, else the first that /v1/models answers, else the promised model."""
+        models = self._deployment.plane.models()
+        listed = models[0] if isinstance(models, list) and models else None
+        return self.promise.served_name or listed or self.promise.model or "default"
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """``/server_info`` with secrets redacted; empty where it cannot be read. One round trip to the scheduler."""
+        found = self._deployment.plane.server_info()
+        return found if isinstance(found, dict) else {}
+
+    @property
+    def log(self) -> LogSource:
+        """Where its log comes from."""
+        return self._deployment.log
+
+    @property
+    def last_start(self) -> Startup:
+        """The newest start: made by this run, or the one that the running server already had, from its log and unit."""
+        if self._last_start is None:
+            self._last_start = self._deployment.read_last_start()
+        return self._last_start
+
+    def identity(self, *, fresh: bool = False) -> Identity:
+        """Who answers on the URL, against what is promised."""
+        self.ensure_running()
+        if self._identity is None or fresh:
+            self._identity = self._deployment.identify()
+        return self._identity
+
+    def ensure_running(self) -> None:
+        """Start a server that belongs to the run (``command = [...]``) if it is not up yet. An owner's server is never started here."""
+        deployment = self._deployment
+        if self._failed_start is not None:
+            raise self._failed_start
+        if deployment.controller.kind != "command" or deployment.controller.state().active or self.lost_by is not None:
+            return
+        try:
+            self._start("first start")
+        except Exception as error:
+            self._failed_start = error
+            raise
+
+    def start(self) -> Startup:
+        """Start the server and wait until it is ready. Raises StartFailed (died, hang), NotChecked where restarts are not allowed."""
+        self._may_restart()
+        return self._start("start")
+
+    def stop(self) -> None:
+        """Stop the server through its controller; what stands still afterwards is started again at the end of the run."""
+        self._may_restart()
+        self._nobody_else()
+        deployment = self._deployment
+        if not deployment.controller.run_owned and deployment.stopped_entry is None:
+            deployment.stopped_entry = deployment.journal.record(
+                "server", deployment.controller.subject, {"active": True}, {"active": False}, deployment.controller.description()
+            )
+        deployment.progress(f"stopping {deployment.controller.subject}")
+        deployment.controller.stop(deployment.stop_grace_s)
+        self._forget()
+
+    def restart(self) -> Startup:
+        """Stop, start, wait until ready; the caches' new entries are in ``Startup.cache_diff``."""
+        self._may_restart()
+        if self._deployment.controller.state().active:
+            self.stop()
+        return self._start("restart")
+
+    def restart_or_last(self, kind: str) -> Startup:
+        """A start of this kind to judge: made now where that is allowed, else the one that the running server already had.
+
+        ``kind`` "warm" or "cold". Raises NotChecked when neither is to be had.
+        """
+        options = self._deployment.options
+        self.identity()
+        cold_seen = next((each for each in reversed(self.history) if each.kind == "cold" and each.observed), None)
+        if kind == "cold" and cold_seen is not None and not self._deployment.cache_faulty:
+            return self._judged(cold_seen, "cold start", "cold")
+        allowed = options.may_go_cold if kind == "cold" else options.may_restart
+        if allowed and self._deployment.controller.kind != "attach":
+            return self._restart_cold() if kind == "cold" else self._judged(self.restart(), "warm restart", "warm")
+        last = self.last_start
+        if last.kind == kind or (kind == "warm" and last.kind == "partial"):
+            return self._judged(last, f"{kind} start, as found", kind)
+        flag = "--sglang-allow-cold" if kind == "cold" else "--sglang-allow-restart"
+        had = {"unknown": "how the running server started cannot be told from its log"}.get(
+            last.kind, f"the running server's start was a {last.kind} one"
+        )
+        raise NotChecked(f"{had}; a {kind} start is made with {flag} only")
+
+    def _restart_cold(self) -> Startup:
+        with self._deployment.kernels.set_aside():
+            startup = self._judged(self.restart(), "cold start", "cold")
+        return startup
+
+    def _judged(self, startup: Startup, label: str, kind: str) -> Startup:
+        scope = self._deployment.scope
+        if scope is not None and startup not in scope.startups:
+            scope.startups.append(startup)
+        start = self._deployment.rig.start
+        budget = None if start is None else start.cold_s if kind == "cold" else start.warm_s
+        self._deployment.recorder.startup(label, startup, budget)
+        return startup
+
+    def wait_ready(self, within: float | None = None) -> Startup:
+        """Wait until the server is ready, whoever started it; ``within`` is its budget in seconds of rig time."""
+        deployment = self._deployment
+        state = deployment.controller.state()
+        startup = deployment.wait_ready(launched_at=state.started_at or deployment.clock.time(), budget_s=within)
+        self._last_start = startup
+        return startup
+
+    def _start(self, label: str) -> Startup:
+        deployment = self._deployment
+        before = deployment.kernels.snapshot()
+        launched = deployment.clock.time()
+        check = deployment.scope.spec.id if deployment.scope is not None else label
+        deployment.start_controller()
+        try:
+            startup = deployment.wait_ready(launched_at=launched, budget_s=None)
+        except Exception:
+            self.lost_by = check
+            raise
+        diff = deployment.kernels.added_since(before)
+        startup = judging.classified(msgspec.structs.replace(startup, cache_diff=diff))
+        self.lost_by = None
+        self.history.append(startup)
+        self._last_start = startup
+        if deployment.scope is not None:
+            deployment.scope.startups.append(startup)
+        deployment.server_is_back()
+        return startup
+
+    def _forget(self) -> None:
+        self._identity = None
+        self._last_start = None
+
+    def _may_restart(self) -> None:
+        deployment = self._deployment
+        if not deployment.options.may_restart and not deployment.controller.run_owned:
+            raise NotChecked("the server is not restarted without --sglang-allow-restart")
+        why = deployment.controller.may_control()
+        if why is not None:
+            raise NotChecked(f"the server cannot be restarted: {why}")
+
+    def _nobody_else(self) -> None:
+        running = self._deployment.plane.running_requests()
+        if running:
+            raise Inconclusive(f"somebody else's requests are running on the server ({running}); it is not stopped under them")
+
+    def judge_identity(self) -> Judgement:
+        """Pass where the listener is the promised process, and model, served name, tensor parallel size are the promised ones."""
+        return judging.identity(self.identity(fresh=True), self.promise, self._deployment)
+
+    def judge_ready(self) -> Judgement:
+        """An exact generation: as many tokens as asked, finish reason ``length``."""
+        self.identity()
+        self._deployment.wait_if_starting()
+        return judging.exact(self._deployment.plane.complete(READY_TOKENS, timeout_s=60.0), READY_TOKENS)
+
+    def judge_findings(self, more: tuple[Finding, ...] = ()) -> Judgement:
+        """No finding of severity ``fail`` in the log of the newest start, the unit, the server's arguments and ``more``."""
+        deployment = self._deployment
+        found = [
+            *deployment.controller.findings(deployment.rig.start),
+            *self.last_start.findings,
+            *self.identity().findings,
+            *deployment.environment_findings(),
+            *more,
+        ]
+        return judging.findings(tuple(dict.fromkeys(found)))
+
+    def last_throughput(self, power_w: float | None) -> Throughput | None:
+        """The newest measurement at this power level in this run, so that a second check need not repeat it."""
+        found = self._throughputs.get(power_w)
+        scope = self._deployment.scope
+        if found is not None and scope is not None:
+            scope.throughputs.append(found)
+        return found
+
+    def measure(self, streams: int | None = None, output_tokens: int | None = None, rounds: int | None = None) -> Throughput:
+        """Measure decode throughput: rounds until the promised rate of the current check is decided, or rounds are used up.
+
+        Raises Inconclusive where the server is not the promised one or a card is not at the check's power level.
+        """
+        from pytest_sglang.session import window
+
+        scope = self._deployment.scope
+        level = scope.power_w if scope is not None else None
+        wrong = [finding for finding in self.identity().findings if finding.severity == "fail"]
+        if wrong:
+            raise Inconclusive(f"not measured: {wrong[0].detail}", because="server-identity")
+        self._deployment.power.require(level)
+        result = window.measure(self._deployment, streams=streams, output_tokens=output_tokens, rounds=rounds)
+        self._throughputs[level] = result
+        if scope is not None:
+            scope.throughputs.append(result)
+        return result
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Stopped inside the block, started again (and waited for) behind it if it was running before."""
+        was_active = self._deployment.controller.state().active
+        if was_active:
+            self.stop()
+        try:
+            yield
+        finally:
+            if was_active and not self._deployment.controller.state().active and self._deployment.controller.kind != "attach":
+                self._start("put back")
+

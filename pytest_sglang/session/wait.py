@@ -1,0 +1,112 @@
+"""``pytest-sglang wait``: follow the start in progress, whoever started it, phase by phase until the server is ready."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from pytest_sglang.record import run as records
+from pytest_sglang.record import units
+from pytest_sglang.record.clock import Clock, SystemClock
+from pytest_sglang.record.values import Startup
+from pytest_sglang.session import promise, simulated
+from pytest_sglang.session.errors import Refused
+from pytest_sglang.session.journal import Journal
+from pytest_sglang.session.options import RunOptions
+from pytest_sglang.session.state import Owner, state_dir
+
+NOTHING_S = 5.0
+"""Seconds without a process, a log or an answer after which there is no start to follow."""
+
+
+def run(options: RunOptions, *, limit_s: float | None, as_json: bool) -> int:
+    """Exit code 0 when ready, 1 when the start died or hangs, 6 when the limit is reached first. Changes nothing."""
+    rig = promise.resolve(options)
+    simulation = None
+    journal = None
+    clock: Clock = SystemClock()
+    try:
+        if options.simulated:
+            journal = Journal(state_dir(), Owner.me("wait"))
+            simulation = simulated.begin_start(options, journal)
+            rig, clock = simulated.promised(rig, simulation), simulation.rig.clock
+        if rig.server is None:
+            raise Refused(f"{rig.path}: no [server] table, so there is no start to follow")
+        with tempfile.TemporaryDirectory(prefix="pytest-sglang-") as scratch:
+            return _follow(rig.server, rig.start, clock, simulation, Path(scratch), limit_s, as_json, options.simulated)
+    finally:
+        if simulation is not None and journal is not None:
+            simulation.close(journal)
+            journal.close()
+
+
+def _follow(server: Any, start: Any, clock: Clock, simulation: Any, scratch: Path, limit_s: float | None, as_json: bool, faked: bool) -> int:
+    from pytest_sglang.server import control, ready
+    from pytest_sglang.server.http import ControlPlane
+
+    controller = control.make(server, clock=clock, run_dir=scratch, systemctl=simulation.rig.systemctl if simulation else None)
+    state = controller.state()
+    with ControlPlane(server.url, None) as plane:
+        if not state.active and plane.health() is None:
+            raise Refused(f"no start to follow: {controller.subject} is not running ({state.detail}) and {server.url} does not answer")
+        printer = _Printer(as_json, "SIMULATED " if faked else "")
+        budget = (start.cold_s if start is not None and start.cold_s else None) or 1800.0
+        try:
+            startup = ready.wait_ready(
+                controller=controller,
+                plane=plane,
+                log=controller.log(),
+                clock=clock,
+                launched_at=state.started_at if state.started_at is not None else clock.time(),
+                budget_s=budget,
+                silence_s=start.silence_s if start is not None else 300.0,
+                give_up_s=limit_s if limit_s is not None else 2 * budget,
+                progress=printer.show,
+            )
+        except ready.StartFailed as failed:
+            return printer.failed(failed)
+    return printer.ready(startup)
+
+
+class _Printer:
+    """One line a phase; on a terminal the current one moves."""
+
+    def __init__(self, as_json: bool, prefix: str) -> None:
+        self.as_json, self.prefix, self.phase = as_json, prefix, ""
+        self.tty = sys.stdout.isatty() and not as_json
+
+    def show(self, progress: Any) -> None:
+        """Called often while waiting."""
+        if self.as_json:
+            return
+        line = f"{self.prefix}{units.duration(progress.elapsed_s):>13}  {progress.phase or 'starting'} {progress.inside or ''}".rstrip()
+        if self.tty:
+            print(f"\r\x1b[2K{line}", end="", flush=True)
+        if progress.phase != self.phase:
+            print("" if self.tty else line, flush=True)
+            self.phase = progress.phase
+
+    def ready(self, startup: Startup) -> int:
+        """The time line of the finished start."""
+        if self.as_json:
+            print(json.dumps({"ready": True, "startup": records.plain(startup)}))
+            return 0
+        print("\r\x1b[2K" if self.tty else "", end="")
+        for phase in startup.phases:
+            length = "" if phase.end_s is None else units.duration(phase.end_s - phase.begin_s)
+            print(f"{self.prefix}{units.duration(phase.begin_s):>13}  {phase.id:16} {length:>12}")
+        kind = {"cold": "a cold start", "warm": "a warm start"}.get(startup.kind, "a start")
+        print(f"{self.prefix}ready after {units.duration(startup.ready_s or 0.0)}: {kind}, {startup.autotune_runs or 0} autotuning runs in the log")
+        return 0
+
+    def failed(self, failed: Any) -> int:
+        """Died, hung, or not ready in time."""
+        gave_up = failed.kind == "not ready"
+        if self.as_json:
+            print(json.dumps({"ready": False, "why": failed.kind, "phase": failed.phase, "cause": failed.cause, "message": str(failed)}))
+        else:
+            print(f"\n{self.prefix}{failed}", file=sys.stderr)
+        return records.EXIT_CODES["inconclusive"] if gave_up else 1
