@@ -30,12 +30,12 @@ __all__ = [
 @pytest.fixture(scope="session")
 def sglang_deployment(pytestconfig: pytest.Config) -> Deployment:
     """The rig of this run, opened: override it to hand the other fixtures a deployment of your own making."""
-    from pytest_sglang.plugin import ACTIVE
+    from pytest_sglang.options import DEPLOYMENT
 
-    active = pytestconfig.stash.get(ACTIVE, None)
-    if active is None:
-        raise pytest.UsageError("no rig is open: the fixture must be requested by a test, not by a hook")
-    return active.opened
+    opened = pytestconfig.stash.get(DEPLOYMENT, None)
+    if opened is None:
+        raise pytest.UsageError("no rig is open: request the fixture by name in a test or in its fixtures, not by getfixturevalue or a hook")
+    return opened
 
 
 @pytest.fixture(scope="session")

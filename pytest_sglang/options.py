@@ -8,7 +8,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 
 if TYPE_CHECKING:
+    from pytest_sglang.session.deployment import Deployment
     from pytest_sglang.session.options import RunOptions
+
+DEPLOYMENT: pytest.StashKey[Deployment] = pytest.StashKey()
+"""The opened rig of this session; absent until the run of a session with tests of ours has begun."""
 
 
 class _Option(NamedTuple):

@@ -100,7 +100,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
     active = item.config.stash.get(ACTIVE, None)
-    if active is not None and item in active.items:
+    if active is not None:
         from pytest_sglang.hooks import outcome
 
         outcome.adjust(active, item, call, report)
@@ -136,8 +136,7 @@ def pytest_html_results_summary(prefix: list[Any], session: pytest.Session) -> N
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_html_results_table_row(report: pytest.TestReport, cells: list[str]) -> None:
-    if hasattr(report, "sglang_cells"):
-        cells[3:3] = report.sglang_cells
+    cells[3:3] = getattr(report, "sglang_cells", [])
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:

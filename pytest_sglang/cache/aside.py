@@ -1,7 +1,7 @@
 """Cold on purpose, losing nothing: every cache directory is renamed inside its own file system, and comes back by a rename.
 
-No copy, no deletion of anything that was there before. The names on disk tell the state at every instant, so ``restore`` needs nothing but
-the plan that was journalled before the first rename, wherever a crash came between:
+No copy, no deletion of anything that was there before. The names on disk tell the state at every instant, so ``restore`` needs
+nothing but the plan that was journalled before the first rename, wherever a crash came between:
 
 - ``<cache>.aside-<token>`` is there: the old cache is in it. Whatever stands at the original path came later.
 - a directory at the original path that holds ``.pytest-sglang-<token>`` was made by us: what has grown in it may go.
@@ -14,19 +14,24 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pwd
 import re
 import shutil
 import stat
-from collections.abc import Iterable, Mapping, Sequence
+import sys
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pytest_sglang.cache.entries import MARKER
 from pytest_sglang.cache.locate import CachePlace
-from pytest_sglang.cache.mounts import is_mount_point
+from pytest_sglang.cache.mounts import in_memory, is_mount_point, mounts, mounts_inside, temporary_root
 from pytest_sglang.cache.snapshot import roots
+from pytest_sglang.cache.users import users_of
 
-_COMPLETE = "complete"
+_COMPLETE = "-complete"
+_NOT_MOVED = ("lost+found", MARKER)
+"""Begins of names that stay where they are in a mount point: the file system's own, and ours."""
 
 
 class AsideError(Exception):
@@ -77,10 +82,9 @@ def plan_aside(places: Sequence[CachePlace], *, token: str) -> list[Moved]:
     kinds: dict[Path, list[str]] = {}
     outer = roots(places)
     for place in places:
-        path = Path(os.path.realpath(place.here))
-        root = next((each for each in outer if each == path), None)
-        if root is not None:
-            kinds.setdefault(root, []).append(place.kind)
+        path = Path(os.path.realpath(place.path))
+        if path in outer and not place.through:
+            kinds.setdefault(path, []).append(place.kind)
     plan = []
     for root in outer:
         children = is_mount_point(root)
@@ -106,19 +110,72 @@ def set_aside(places: Sequence[CachePlace], *, token: str) -> list[Moved]:
     """Set every existing cache aside; all or nothing. Raises AsideError with everything back in place."""
     done: list[Moved] = []
     for moved in plan_aside(places, token=token):
-        done.append(moved)
         try:
             move(moved)
         except AsideError:
             restore(done)
             raise
+        done.append(moved)
     return done
+
+
+def refusals(places: Sequence[CachePlace], *, allow_temporary: bool = False, ignore_pids: Collection[int] = ()) -> tuple[str, ...]:
+    """Why the caches must not be set aside, one sentence each with what to do instead; empty where they may.
+
+    ``ignore_pids``: the server's own processes, which are stopped before the move (their descendants count with them).
+    ``allow_temporary``: nothing that empties a temporary directory can come between (the server is no unit with PrivateTmp).
+    """
+    reasons = [_private(place) for place in places if place.through]
+    known = mounts()
+    outer = roots(places)
+    for path in outer:
+        reasons += [] if allow_temporary else _temporary(path, places)
+        reasons += _unsafe(path)
+        inside = mounts_inside(path, known)
+        if inside:
+            reasons.append(f"{path} has a mount point inside ({inside[0]}), which a rename would take along (unmount it first)")
+    for user in users_of(outer, ignore_pids=ignore_pids):
+        reasons.append(f"{user.path} is in use by pid {user.pid} ({user.command}): stop it first")
+    return tuple(reasons)
+
+
+def _private(place: CachePlace) -> str:
+    return (
+        f"{place.path} is in the server's own mount namespace (PrivateTmp=yes or a container): stopping the server would take "
+        f"the renamed cache with it (set {place.variable or 'the cache variable'} to a directory outside)"
+    )
+
+
+def _temporary(path: Path, places: Sequence[CachePlace]) -> list[str]:
+    temporary = temporary_root(path)
+    if temporary is None and not in_memory(path):
+        return []
+    variable = next((place.variable for place in places if place.here == path and place.variable), "the cache variable")
+    where = f"lies in {temporary}" if temporary is not None else "is kept in memory"
+    return [f"{path} {where}: a reboot would take the renamed cache with it (set {variable} to a directory that is kept)"]
+
+
+def _unsafe(path: Path) -> list[str]:
+    """A variable may name more than a cache, or something that we may not rename."""
+    status = os.stat(path)
+    keep = [Path.home(), Path.cwd(), Path(sys.prefix)]
+    with contextlib.suppress(KeyError):
+        keep.append(Path(pwd.getpwuid(status.st_uid).pw_dir))
+    held = next((each for each in keep if path == each or path in each.parents), None)
+    if held is not None and held != Path("/"):
+        return [f"{path} is not a directory for a cache alone: {held} lies in it (give the cache a directory of its own)"]
+    if os.geteuid() not in (0, status.st_uid):
+        return [f"{path} belongs to user id {status.st_uid}: run as that user or as root"]
+    parent = path if is_mount_point(path) else path.parent
+    if not os.access(parent, os.W_OK | os.X_OK):
+        return [f"{parent} is not writable, so {path} cannot be renamed: run as its owner or as root"]
+    return []
 
 
 def move(moved: Moved) -> None:
     """Do one planned rename, and leave an empty directory with the old one's owner, mode and labels. Raises AsideError."""
     if moved.aside.exists():
-        raise AsideError(f"{moved.aside} exists: a cache was set aside under this name before (put it back first: pytest-sglang undo)")
+        raise AsideError(f"{moved.aside} exists: a cache was set aside under this name before (pytest-sglang undo puts it back)")
     try:
         if moved.children:
             _move_children(moved)
@@ -128,11 +185,14 @@ def move(moved: Moved) -> None:
             os.rename(moved.fresh, moved.original)
             _sync(moved.original.parent)
     except OSError as error:
-        raise AsideError(f"{moved.original}: cannot be set aside: {error.strerror or error} (the old cache: {_where(moved)})") from error
+        with contextlib.suppress(AsideError):
+            restore([moved])
+        why = f"cannot be set aside: {error.strerror or error} (the old cache is {_where(moved)})"
+        raise AsideError(f"{moved.original}: {why}") from error
 
 
 def _move_children(moved: Moved) -> None:
-    names = sorted(os.listdir(moved.original))
+    names = sorted(name for name in os.listdir(moved.original) if not name.startswith(_NOT_MOVED))
     moved.aside.mkdir()
     for name in names:
         os.rename(moved.original / name, moved.aside / name)
@@ -162,8 +222,8 @@ def _where(moved: Moved) -> Path:
 def restore(moved: Iterable[Moved]) -> tuple[str, ...]:
     """Put every cache back, newest rename first; one sentence for each thing that was kept or could not be removed.
 
-    Calling it again, after a crash at any moment, goes on where it stopped; where nothing was moved it does nothing. Raises AsideError
-    when a cache cannot be put back, after the others have been.
+    Calling it again, after a crash at any moment, goes on where it stopped; where nothing was moved it does nothing. Raises
+    AsideError when a cache cannot be put back, after the others have been.
     """
     notes: list[str] = []
     failed: list[str] = []
@@ -196,7 +256,7 @@ def _restore_children(moved: Moved) -> list[str]:
     if complete.exists():
         moved.grown.mkdir(exist_ok=True)
         for name in os.listdir(moved.original):
-            if not name.startswith(MARKER):
+            if not name.startswith(_NOT_MOVED):
                 os.rename(moved.original / name, _free(moved.grown / name))
         complete.unlink()
         _sync(moved.aside)

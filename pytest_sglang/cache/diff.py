@@ -11,8 +11,9 @@ from pytest_sglang.record.values import CacheDiff, NewEntries
 def added(before: Snapshot, after: Snapshot) -> CacheDiff:
     """What ``after`` has and ``before`` had not.
 
-    A kernel *name* is new when no cache held it before, in any rank's part of any tree: a further entry of a known name is a variant
-    (coordinate-descent tuning makes some at every start). An entry that was written again in place was compiled again: a variant too.
+    A kernel *name* is new when no cache held it before, in any rank's part of any tree: a further entry of a known name is a
+    variant (coordinate-descent tuning makes some at every start). An entry that was written again in place was compiled again: a
+    variant too.
     """
     known = _names(entry for place in before.places for entry in place.entries.values())
     old = {str(place.place.path): place.entries for place in before.places}

@@ -1,7 +1,7 @@
 """What a file or directory of a compile cache is: one table of layouts. Pure: it sees names, never contents.
 
-Sources: triton 3.6 cache.py, torch 2.11 and 2.13 _inductor/codecache.py, tvm-ffi, FlashInfer and SGLang's own JIT; a listing of a real
-cache of SGLang 0.5.11 on an H200 and of 0.5.23 on a CPU.
+Sources: triton 3.6 cache.py, torch 2.11 and 2.13 _inductor/codecache.py, tvm-ffi, FlashInfer and SGLang's own JIT; a listing of a
+real cache of SGLang 0.5.11 on an H200 and of 0.5.23 on a CPU.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class Name(NamedTuple):
 def triton_entry(names: Collection[str]) -> Name:
     """What a directory with ``names`` in a Triton cache is.
 
-    The group file is written last: without it, without metadata or without a binary the entry is not complete. A cubin may have been
-    dropped for another binary, so the kernel's name is taken from the group file, else from metadata or binary.
+    The group file is written last: without it, without metadata or without a binary the entry is not complete. A cubin may have
+    been dropped for another binary, so the kernel's name is taken from the group file, else from metadata or binary.
     """
     group = next((name for name in names if name.startswith(_GROUP) and name.endswith(".json")), None)
     binary = next((name for name in names if name.endswith(_BINARIES)), None)
@@ -60,8 +60,8 @@ def triton_entry(names: Collection[str]) -> Name:
 def file_entry(kind: str, folder: str, name: str) -> Name:
     """What file ``name`` in ``folder`` (relative to a place of ``kind``) is.
 
-    Inductor's C++ kernels (a CPU engine) are named by a hash of their source: a new name is new code. Its ``.py`` files are generated
-    wrappers: some are written anew at every start from a graph that was found in the cache.
+    Inductor's C++ kernels (a CPU engine) are named by a hash of their source: a new name is new code. Its ``.py`` files are
+    generated wrappers: some are written anew at every start from a graph that was found in the cache.
     """
     if _LEFTOVER.match(name) or any(_LEFTOVER.match(part) for part in folder.split("/")):
         return Name("leftover", complete=False)

@@ -33,7 +33,7 @@ class Rule(NamedTuple):
     kind: str
     variables: tuple[tuple[str, str], ...]
     default: str
-    """A template of {home} {tmp} {user} and of the kinds above it in the table; empty: without a variable there is no such cache."""
+    """A template of {home} {tmp} {user} and of the kinds above it in the table."""
 
 
 _BASE = Rule("sglang", (("SGLANG_CACHE_DIR", ""),), "{home}/.cache/sglang")
@@ -87,7 +87,7 @@ LAYOUTS: tuple[tuple[tuple[int, ...], str, tuple[Rule, ...]], ...] = (
         ),
     ),
 )
-"""(first version, name, rules), newest first. The redirect of 0.5.18 is a setdefault at ``import sglang``: a variable from outside wins."""
+"""(first version, name, rules), newest first. What 0.5.18 redirects at import is a default: a variable from outside wins."""
 
 
 def locate(
@@ -101,8 +101,8 @@ def locate(
 ) -> tuple[CachePlace, ...]:
     """Every place where this SGLang keeps compiled kernels, whether it exists or not; some lie inside others.
 
-    ``environ`` is the server's at its start, ``home``, ``tmpdir`` and ``user`` are what holds where it says nothing, ``cwd`` is what
-    relative paths count from. A version that is not known gives the places of every layout.
+    ``environ`` is the server's at its start, ``home``, ``tmpdir`` and ``user`` are what holds where it says nothing, ``cwd`` is
+    what relative paths count from. A version that is not known gives the places of every layout.
     """
     asked = _numbers(version)
     found: dict[tuple[str, Path], CachePlace] = {}
@@ -127,8 +127,6 @@ def _apply(
                 path, why = environ[name] + suffix, name
                 break
         else:
-            if not rule.default:
-                continue
             path, why = rule.default.format_map(known), f"default of SGLang {layout}"
         if path.startswith("~"):
             path = known["home"] + path[1:]
@@ -155,30 +153,30 @@ def _numbers(version: str | None) -> tuple[int, ...] | None:
 def environment_of(pid: int) -> dict[str, str] | None:
     """The environment with which process ``pid`` was started; None where it cannot be read.
 
-    setproctitle blanks the environment of SGLang's schedulers and detokenizer: then the nearest parent of the same user tells, since
-    children inherit. Variables that a process sets itself never show here: defaults by version are ``locate``'s.
+    setproctitle blanks the environment of SGLang's schedulers and detokenizer, wholly or up to a variable that was set late: what is
+    left there is completed by the nearest parent of the same user that is not blanked, since children inherit. Variables that
+    a process sets itself never show in it (in its children they do): defaults by version are ``locate``'s.
     """
-    owner = _owner(pid)
+    owner, left = _owner(pid), dict[str, str]()
     while pid > 1 and owner is not None and _owner(pid) == owner:
         try:
             raw = Path(f"/proc/{pid}/environ").read_bytes()
         except OSError:
             return None
-        environ = _environ(raw)
-        if environ:
-            return environ
+        left = {**_environ(raw), **left}
+        if _VARIABLE.match(raw):
+            return left
         pid = parent_of(pid)
     return None
 
 
+_VARIABLE = re.compile(rb"([A-Za-z_][A-Za-z0-9_.]*)=([^\0]*)(?:\0|$)")
+
+
 def _environ(raw: bytes) -> dict[str, str]:
     """/proc/PID/environ as a mapping; what a title left behind there is no variable."""
-    pairs = (item.partition(b"=") for item in raw.split(b"\0"))
-    return {
-        os.fsdecode(name): os.fsdecode(value)
-        for name, sign, value in pairs
-        if sign and re.fullmatch(rb"[A-Za-z_][A-Za-z0-9_.]*", name)
-    }
+    matches = (_VARIABLE.fullmatch(item) for item in raw.split(b"\0"))
+    return {os.fsdecode(match[1]): os.fsdecode(match[2]) for match in matches if match is not None}
 
 
 def _owner(pid: int) -> int | None:
@@ -198,7 +196,7 @@ def parent_of(pid: int) -> int:
 
 
 def as_seen_by(pid: int, places: tuple[CachePlace, ...]) -> tuple[CachePlace, ...]:
-    """``places`` with ``through`` set where process ``pid`` has other mounts than we (PrivateTmp, a container) and means other directories."""
+    """``places`` with ``through`` set where process ``pid`` means another directory than we: PrivateTmp, a container."""
     root = f"/proc/{pid}/root"
     try:
         if os.readlink(f"/proc/{pid}/ns/mnt") == os.readlink("/proc/self/ns/mnt"):

@@ -22,7 +22,7 @@ class Mount(NamedTuple):
 
 
 def mounts(text: str | None = None) -> tuple[Mount, ...]:
-    """Every mount in this process's view, in mount order; ``text`` instead of /proc/self/mountinfo. Empty where /proc does not tell."""
+    """Every mount in our view, in mount order; ``text`` instead of /proc/self/mountinfo. Empty where /proc does not tell."""
     if text is None:
         try:
             text = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape")

@@ -1,4 +1,4 @@
-"""Every entry of every compile cache at one moment: an os.scandir walk that only reads, and bears that a server writes meanwhile."""
+"""Every entry of every compile cache at one moment: a walk that only reads, and bears that a server writes meanwhile."""
 
 from __future__ import annotations
 
@@ -95,6 +95,8 @@ def _walk(place: CachePlace, root: str, others: set[str], unreadable: list[str])
         try:
             with os.scandir(path) as listing:
                 for item in listing:
+                    if item.name.startswith(MARKER):
+                        continue
                     if item.is_dir(follow_symlinks=False):
                         inner.append(item.name)
                         continue
@@ -122,8 +124,7 @@ def _triton(folder: str, files: list[tuple[str, int, int]]) -> Iterator[tuple[st
 
 def _plain(kind: str, folder: str, files: list[tuple[str, int, int]]) -> Iterator[tuple[str, Entry]]:
     for file in files:
-        if not file[0].startswith(MARKER):
-            yield f"{folder}/{file[0]}" if folder else file[0], _entry(file_entry(kind, folder, file[0]), [file])
+        yield f"{folder}/{file[0]}" if folder else file[0], _entry(file_entry(kind, folder, file[0]), [file])
 
 
 def _entry(name: Name, files: list[tuple[str, int, int]]) -> Entry:
@@ -144,11 +145,11 @@ def newest(places: Sequence[CachePlace]) -> tuple[int, int]:
             try:
                 latest = max(latest, os.stat(path).st_mtime_ns)
                 with os.scandir(path) as listing:
-                    inner = [item.path for item in listing if item.is_dir(follow_symlinks=False)]
+                    inner = [item for item in listing if item.is_dir(follow_symlinks=False)]
             except OSError:
                 continue
             count += len(inner)
-            folders += [each for each in inner if not TRITON_ENTRY.fullmatch(each.rpartition("/")[2])]
+            folders += [item.path for item in inner if not TRITON_ENTRY.fullmatch(item.name) and not item.name.startswith(MARKER)]
     return latest, count
 
 
@@ -163,6 +164,6 @@ def kernels(snapshot: Snapshot) -> dict[str, int]:
 
 
 def roots(places: Sequence[CachePlace]) -> list[Path]:
-    """The outermost existing directories of ``places``, symbolic links resolved: each byte of the caches lies in exactly one."""
-    existing = sorted({Path(os.path.realpath(place.here)) for place in places if place.here.is_dir()})
+    """The outermost existing directories of ``places`` in our own view, symbolic links resolved: each file lies in exactly one."""
+    existing = sorted({Path(os.path.realpath(place.path)) for place in places if not place.through and place.path.is_dir()})
     return [path for path in existing if not any(other in path.parents for other in existing)]

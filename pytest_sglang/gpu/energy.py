@@ -15,7 +15,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import pytest_sglang
 from pytest_sglang.gpu.card import Card
 from pytest_sglang.gpu.integral import GAP, SERIES_POINTS, Sample, SlowSample, average_w, integrate, nearest, reason_shares, series
 from pytest_sglang.gpu.samples import SampleFile
@@ -126,7 +125,7 @@ class EnergyWindow(Window):
         self._file.path.unlink(missing_ok=True)
         asked = json.dumps({**self._asked, "path": str(self._file.path)})
         # the child finds this very package, wherever it was imported from, and the modules that this process can import
-        paths = [str(Path(pytest_sglang.__file__).parents[1]), *(each for each in sys.path if each)]
+        paths = [str(Path(__file__).parents[2]), *(each for each in sys.path if each)]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}
         command = [sys.executable, "-m", "pytest_sglang.gpu.sampler", asked]
         with self._errors.open("wb") as stderr:
@@ -156,11 +155,13 @@ class EnergyWindow(Window):
             except subprocess.TimeoutExpired:
                 process.kill()  # stuck inside a driver call
                 process.wait()
-        self._file.update()
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
-        elif self._kept is not None and self._errors.exists() and self._errors.stat().st_size == 0:
-            self._errors.unlink()
+        try:
+            self._file.update()
+        finally:
+            if self._folder is not None:
+                shutil.rmtree(self._folder, ignore_errors=True)
+            elif self._kept is not None and self._errors.exists() and self._errors.stat().st_size == 0:
+                self._errors.unlink()
 
     @property
     def _errors(self) -> Path:

@@ -208,7 +208,8 @@ def series(
         gpu: each[bisect_left(each, begin_s, key=_time) : bisect_right(each, end_s, key=_time)] for gpu, each in samples.items()
     }
     most = max((len(each) for each in inside.values()), default=0)
-    bins = max(1, min(points, most))
+    # two samples a bin: their times jitter, and an empty bin would look like a gap in the readings
+    bins = max(1, min(points, most // 2))
     width = (end_s - begin_s) / bins
     if width <= 0:
         return [], {gpu: [] for gpu in samples}

@@ -11,8 +11,12 @@ from pytest_sglang.hooks.active import Active
 
 def adjust(active: Active, item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport) -> None:
     """Called for every phase of one of our tests, after every other plugin has had its say about the report."""
+    from pytest_sglang.report import summary
     from pytest_sglang.session.errors import Inconclusive
 
+    report.sglang_cells = summary.row_cells(None)  # type: ignore[attr-defined]  # every row has our columns once the header has
+    if item not in active.items:
+        return
     error = call.excinfo.value if call.excinfo is not None else None
     if call.when == "setup" and error is not None and report.outcome == "failed" and not isinstance(error, (pytest.fail.Exception, KeyboardInterrupt)):
         scope = active.scopes.get(item)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from pytest_sglang.hooks.active import Active
+from pytest_sglang.options import DEPLOYMENT
 
 
 def show_plan(active: Active) -> None:
@@ -34,6 +35,7 @@ def open_run(active: Active, session: pytest.Session) -> None:
         active.deployment, active.recorder = opening.open_run(active.rig, active.options, progress=progress.update)
     except SessionError as error:
         raise pytest.UsageError(str(error)) from None
+    active.config.stash[DEPLOYMENT] = active.deployment
     active.recorder.not_promised(active.not_promised)
     active.recorder.not_checked(active.unchecked)
     _timeouts(active)

@@ -37,13 +37,25 @@ def feed(
     Must be called before the session finishes, since that is when it writes its JSON.
     """
     samples = [seconds for each in rounds if (seconds := seconds_per_request(each)) is not None]
-    if session_object is None or getattr(session_object, "disabled", False) or getattr(session_object, "skip", False) or not samples:
+    if (
+        session_object is None
+        or getattr(session_object, "disabled", False)
+        or getattr(session_object, "skip", False)
+        or not samples
+    ):
         return False
     try:
         from pytest_benchmark.stats import Metadata
     except ImportError:
         return False
-    options = {"disable_gc": False, "timer": "pytest_sglang", "min_rounds": len(samples), "max_time": 0.0, "min_time": 0.0, "warmup": False}
+    options = {
+        "disable_gc": False,
+        "timer": "pytest_sglang",
+        "min_rounds": len(samples),
+        "max_time": 0.0,
+        "min_time": 0.0,
+        "warmup": False,
+    }
     entry = Metadata(_Source(name, fullname, group, dict(extra_info)), iterations=1, options=options)
     for seconds in samples:
         entry.update(seconds)
@@ -63,7 +75,7 @@ def seconds_per_request(each: Round) -> float | None:
 
 
 def extra_info(throughput: Throughput) -> dict[str, Any]:
-    """The numbers that pytest-benchmark's JSON carries beside the seconds: tok/s, TTFT, W, J/token; what was not read is left out."""
+    """The numbers that pytest-benchmark's JSON carries beside the seconds: tok/s, TTFT, W, J/token; without what was not read."""
     valid = [each for each in throughput.rounds if each.invalid_because is None]
     watts = [each.joules / (each.end_s - each.begin_s) for each in valid if each.joules is not None and each.end_s > each.begin_s]
     per_token = [each.joules / each.output_tokens for each in valid if each.joules is not None and each.output_tokens]

@@ -1,7 +1,7 @@
 """The charts of a run as inline SVG: start-up time lines, tok/s by round, watts over time.
 
-Each chart is a handful of small panels rather than one big drawing: a cold start of 22 min stands beside a warm one of 80 s, every panel
-on its own scale, and on a phone the panels stand below one another at a size that can be read.
+Each chart is a handful of small panels rather than one big drawing: a cold start of 22 min stands beside a warm one of 80 s,
+every panel on its own scale, and on a phone the panels stand below one another at a size that can be read.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 from pytest_sglang.record.run import Run
 from pytest_sglang.record.values import Value
-from pytest_sglang.report.svg import NoDrawing, Panel
+from pytest_sglang.report.svg import DrawingError, Panel
 
 
 class Chart(Value, frozen=True, kw_only=True):
@@ -46,7 +46,13 @@ def throughput_chart(run: Run) -> Chart:
 
     panels = tuple(_panel(f"sg-rate-{number}", item, rounds.panel) for number, item in enumerate(run.throughputs, 1))
     note = "One dot a round, the band is the confidence interval of the median; hollow dots are rounds that do not count."
-    return Chart(id="rate", title="Tokens per second by round", note=note, panels=panels, empty="Nothing was measured under load in this run.")
+    return Chart(
+        id="rate",
+        title="Tokens per second by round",
+        note=note,
+        panels=panels,
+        empty="Nothing was measured under load in this run.",
+    )
 
 
 def power_chart(run: Run) -> Chart:
@@ -69,7 +75,9 @@ def _panel(identity: str, item: Any, draw: Callable[[str, Any], Panel]) -> Panel
     heading = str(item.get("label") or "unnamed") if isinstance(item, dict) else "unnamed"
     try:
         return draw(identity, item)
-    except NoDrawing as error:
+    except DrawingError as error:
         return Panel(heading=heading, missing=f"Not drawn: {error}")
     except Exception as error:
-        return Panel(heading=heading, missing=f"Not drawn: the record does not hold what the chart needs ({type(error).__name__}: {error})")
+        return Panel(
+            heading=heading, missing=f"Not drawn: the record does not hold what the chart needs ({type(error).__name__}: {error})"
+        )

@@ -37,9 +37,11 @@ def _collect(title: str, facts: Mapping[str, Any], told: list[Group]) -> None:
     plain = {key: value for key, value in facts.items() if not isinstance(value, Mapping) and not _is_table(value)}
     # so many at once are a dump of every argument, not a summary
     if plain:
-        told.append(Group(title=title, pairs=tuple((_name(key), text(value)) for key, value in plain.items()), folded=len(plain) > 24))
+        told.append(
+            Group(title=title, pairs=tuple((str(key), text(value)) for key, value in plain.items()), folded=len(plain) > 24)
+        )
     for key, value in facts.items():
-        name = TITLES.get(key, _name(key))
+        name = TITLES.get(key, str(key))
         heading = name if title == "Machine" else f"{title}: {name.lower()}"
         if isinstance(value, Mapping):
             _collect(heading, value, told)
@@ -55,11 +57,7 @@ def _table(items: Any) -> Table:
     """Columns that any of the items fills."""
     keys = dict.fromkeys(key for item in items for key, value in item.items() if value is not None)
     rows = tuple(tuple(text(item.get(key)) for key in keys) for item in items)
-    return Table(columns=tuple(_name(key) for key in keys), rows=rows)
-
-
-def _name(key: object) -> str:
-    return str(key).replace("_", " ")
+    return Table(columns=tuple(str(key) for key in keys), rows=rows)
 
 
 def text(value: Any) -> str:
@@ -71,7 +69,7 @@ def text(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, Mapping):
-        return ", ".join(f"{_name(key)} {text(inner)}" for key, inner in value.items()) or "none"
+        return ", ".join(f"{key!s} {text(inner)}" for key, inner in value.items()) or "none"
     if isinstance(value, (list, tuple)):
         # the words of a command line are read as one line, other lists as an enumeration
         separator = " " if any(isinstance(each, str) and each.startswith("-") for each in value) else ", "

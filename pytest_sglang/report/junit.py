@@ -15,7 +15,13 @@ def properties(check: Check) -> list[tuple[str, str | float]]:
         ("sglang.quantity", check.quantity),
     ]
     if check.limit is not None:
-        told += [("sglang.limit_op", check.limit.op), ("sglang.limit", check.limit.value), ("sglang.limit_unit", check.limit.unit or None)]
+        told += [
+            ("sglang.limit_op", check.limit.op),
+            ("sglang.limit", check.limit.value),
+            ("sglang.limit_unit", check.limit.unit or None),
+        ]
     told += [(f"sglang.measured.{name}", measured.value) for name, measured in check.measured.items()]
     told += [("sglang.cause", check.cause), ("sglang.inconclusive_because", check.inconclusive_because)]
-    return [(name, ("true" if value else "false") if isinstance(value, bool) else value) for name, value in told if value is not None]
+    return [
+        (name, ("true" if value else "false") if isinstance(value, bool) else value) for name, value in told if value is not None
+    ]

@@ -13,7 +13,7 @@ _NAMES = {"decode": "decode", "end_to_end": "end to end"}
 
 
 def panel(identity: str, item: dict[str, Any]) -> Panel:
-    """The panel of one item of ``run.throughputs``. Raises NoDrawing without matplotlib, KeyError and kin for a foreign record."""
+    """The panel of one item of ``run.throughputs``. Raises DrawingError without matplotlib, KeyError and kin otherwise."""
     found, quantity = item["throughput"], str(item.get("quantity") or "decode")
     heading = f"{item.get('label') or 'measurement'}, {_NAMES.get(quantity, quantity)}"
     key = f"{quantity}_tok_s"
@@ -32,25 +32,35 @@ def panel(identity: str, item: dict[str, Any]) -> Panel:
         first = min(index for index, _ in (*valid, *hollow))
         axes.set(xlim=(first - 0.6, last + 0.6), ylim=(bottom, top))
         _axes(axes, first, last)
-        if low is not None and high is not None:
-            axes.axhspan(low, high, color=svg.ACCENT, alpha=0.28, linewidth=0)
-        labels = []
-        if limit is not None:
-            missed = median is not None and median < limit
-            axes.axhline(limit, color=svg.FAIL if missed else svg.INK, linewidth=1.2, linestyle=(0, (3, 2)))
-            labels.append((limit, f"promised {limit:g}", svg.FAIL if missed else svg.INK))
-        if target is not None:
-            axes.axhline(target, color=svg.MUTED, linewidth=1.0, linestyle=(0, (1, 2)))
-            labels.append((target, f"target {target:g}", svg.MUTED))
-        if median is not None:
-            axes.axhline(median, color=svg.STRONG, linewidth=1.2)
-            labels.append((median, f"median {median:.1f}", svg.STRONG))
+        labels = _lines(axes, median, low, high, limit, target)
         _side_labels(axes, labels, (top - bottom) / (HEIGHT - TOP - BOTTOM))
-        axes.plot(*_columns(valid), marker="o", markersize=5, color=svg.STRONG, linestyle="none", clip_on=False)
+        dots = {"marker": "o", "markersize": 5, "linestyle": "none", "clip_on": False}
+        axes.plot(*_columns(valid), color=svg.STRONG, **dots)
         if hollow:
-            axes.plot(*_columns(hollow), marker="o", markersize=5, markerfacecolor="none", markeredgecolor=svg.MUTED, linestyle="none", clip_on=False)
+            axes.plot(*_columns(hollow), markerfacecolor="none", markeredgecolor=svg.MUTED, **dots)
         picture = drawing.svg(identity=identity, title=f"Tokens per second by round: {heading}", description=note)
     return Panel(heading=heading, note=note, svg=picture)
+
+
+def _lines(
+    axes: Any, median: float | None, low: float | None, high: float | None, limit: float | None, target: float | None
+) -> list[tuple[float, str, str]]:
+    """The band and the lines; gives their labels as (place, text, colour). The limit is red once the whole interval misses it."""
+    labels = []
+    if low is not None and high is not None:
+        axes.axhspan(low, high, color=svg.ACCENT, alpha=0.28, linewidth=0)
+    if limit is not None:
+        best = high if high is not None else median
+        colour = svg.FAIL if best is not None and best < limit else svg.INK
+        axes.axhline(limit, color=colour, linewidth=1.2, linestyle=(0, (3, 2)))
+        labels.append((limit, f"promised {limit:g}", colour))
+    if target is not None:
+        axes.axhline(target, color=svg.MUTED, linewidth=1.0, linestyle=(0, (1, 2)))
+        labels.append((target, f"target {target:g}", svg.MUTED))
+    if median is not None:
+        axes.axhline(median, color=svg.STRONG, linewidth=1.2)
+        labels.append((median, f"median {median:.1f}", svg.STRONG))
+    return labels
 
 
 def _points(found: dict[str, Any], key: str) -> tuple[list[tuple[int, float]], list[tuple[int, float]]]:
@@ -65,7 +75,9 @@ def _columns(points: list[tuple[int, float]]) -> tuple[list[int], list[float]]:
     return [index for index, _ in points], [rate for _, rate in points]
 
 
-def _note(found: dict[str, Any], median: float | None, low: float | None, high: float | None, limit: float | None, valid: int, hollow: int) -> str:
+def _note(
+    found: dict[str, Any], median: float | None, low: float | None, high: float | None, limit: float | None, valid: int, hollow: int
+) -> str:
     told = f"median {median:.1f} tok/s" if median is not None else "no median"
     if low is not None and high is not None:
         told += f", {float(found.get('confidence') or 0):.0%} interval {low:.1f} to {high:.1f}"

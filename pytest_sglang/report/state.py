@@ -34,15 +34,16 @@ def as_left_line(run: Run) -> str:
 
 def limits_text(limits: dict[str, Any]) -> str:
     """Equal limits together, the commonest first: ``limits 250 W x 5, 350 W (GPU 3)``."""
-    groups: dict[str, list[str]] = {}
+    read: dict[str, list[str]] = {}
+    unread: dict[str, list[str]] = {}
     for gpu, limit in limits.items():
-        number = isinstance(limit, (int, float)) and not isinstance(limit, bool)
-        groups.setdefault(f"{limit:g} W" if number else f"unreadable: {limit}", []).append(gpu)
-    ordered = sorted(groups.items(), key=lambda group: -len(group[1]))
-    told = []
-    for index, (text, gpus) in enumerate(ordered):
-        several = f"{text} x {len(gpus)}" if not text.startswith("unreadable") else text
-        told.append(several if index == 0 and not text.startswith("unreadable") else f"{text} (GPU {', '.join(gpus)})")
+        if isinstance(limit, (int, float)) and not isinstance(limit, bool):
+            read.setdefault(f"{limit:g} W", []).append(gpu)
+        else:
+            unread.setdefault(f"unreadable: {limit}", []).append(gpu)
+    commonest, *others = sorted(read.items(), key=lambda group: -len(group[1])) or [("", [])]
+    told = [f"{commonest[0]} x {len(commonest[1])}"] if commonest[0] else []
+    told += [f"{text} (GPU {', '.join(gpus)})" for text, gpus in (*others, *unread.items())]
     return "limits " + ", ".join(told)
 
 

@@ -107,7 +107,9 @@ def _templates() -> Any:
     import jinja2
 
     loader = jinja2.FunctionLoader(_read)
-    templates = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, loader=loader, undefined=jinja2.StrictUndefined)
+    templates = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, loader=loader, undefined=jinja2.StrictUndefined
+    )
     templates.filters["pretty"] = pretty
     return templates
 

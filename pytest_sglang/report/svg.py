@@ -1,7 +1,7 @@
 """A drawing surface that gives inline SVG: page colours by CSS variables, page font, ids of its own, alternative text.
 
-Colours are drawn as placeholders and replaced in the text, because matplotlib cannot write a CSS variable; so one drawing is right on
-a light page, on a dark one and in print.
+Colours are drawn as placeholders and replaced in the text, because matplotlib cannot write a CSS variable; so one drawing is right
+on a light page, on a dark one and in print.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Panel(Value, frozen=True, kw_only=True):
     missing: str = ""
 
 
-class NoDrawing(RuntimeError):
+class DrawingError(RuntimeError):
     """Charts cannot be drawn; the message says why and what would help."""
 
 
@@ -66,18 +66,20 @@ class Canvas:
     def svg(self, *, identity: str, title: str, description: str) -> str:
         """The drawing as an <svg> element whose ids begin with ``identity``."""
         buffer = io.StringIO()
-        self.figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+        self.figure.savefig(
+            buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
+        )
         return inline(buffer.getvalue(), identity=identity, title=title, description=description)
 
 
 @contextmanager
 def canvas(width: float, height: float) -> Iterator[Canvas]:
-    """A blank canvas in the house style; the drawing has to be taken inside the block. Raises NoDrawing without matplotlib."""
+    """A blank canvas in the house style; the drawing has to be taken inside the block. Raises DrawingError without matplotlib."""
     try:
         import matplotlib
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise NoDrawing(f"matplotlib is missing ({error}): pip install matplotlib, then pytest-sglang report DIR") from None
+        raise DrawingError(f"matplotlib is missing ({error}): pip install matplotlib, then pytest-sglang report DIR") from None
     settings = {
         "svg.fonttype": "none",
         "svg.hashsalt": "pytest-sglang",
@@ -114,7 +116,7 @@ def clean(text: object) -> str:
 
 
 def inline(document: str, *, identity: str, title: str, description: str) -> str:
-    """matplotlib's SVG document as an element of a page: no prolog, no global style, unique ids, page colours and font, alternative text."""
+    """matplotlib's SVG document as an element of a page: no global style, unique ids, its colours and font, alternative text."""
     body = document[document.index("<svg") :]
     box = re.search(r'viewBox="([^"]+)"', body)
     inner = body[body.index(">") + 1 : body.rindex("</svg>")]

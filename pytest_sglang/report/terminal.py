@@ -27,7 +27,13 @@ _HEAD = ("promise", "measured", "limit", "verdict")
 def promise_table(run: Run, width: int, colours: bool) -> list[Line]:
     """Lines with their markup (empty without ``colours``): not checked, table, causes, warnings."""
     width = max(min(width, WIDEST), 40)
-    lines = [_heading(run, width), *_not_checked(run, width), *_table(run, width), *_not_promised(run, width), *_warnings(run, width)]
+    lines = [
+        _heading(run, width),
+        *_not_checked(run, width),
+        *_table(run, width),
+        *_not_promised(run, width),
+        *_warnings(run, width),
+    ]
     return lines if colours else [(text, {}) for text, _ in lines]
 
 
@@ -96,7 +102,11 @@ def _not_promised(run: Run, width: int) -> list[Line]:
 def _warnings(run: Run, width: int) -> list[Line]:
     """Warnings, and failures that belong to no check; a failed check has told its own already."""
     made = {check.id for check in run.checks}
-    shown = [each for each in view.all_findings(run) if each.severity == "warn" or (each.severity == "fail" and each.check_id not in made)]
+    shown = [
+        each
+        for each in view.all_findings(run)
+        if each.severity == "warn" or (each.severity == "fail" and each.check_id not in made)
+    ]
     lines: list[Line] = []
     for finding in shown:
         remedy = f" ({finding.remedy})" if finding.remedy else ""

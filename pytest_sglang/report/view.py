@@ -52,7 +52,16 @@ LABELS: dict[str, str] = {
 }
 """Names of run.json's measured numbers for a person; others are shown as they are."""
 
-ASIDE: tuple[str, ...] = ("decode_tok_s", "end_to_end_tok_s", "ttft_ms", "mean_w", "j_per_token", "autotune_runs", "new_kernels", "new_variants")
+ASIDE: tuple[str, ...] = (
+    "decode_tok_s",
+    "end_to_end_tok_s",
+    "ttft_ms",
+    "mean_w",
+    "j_per_token",
+    "autotune_runs",
+    "new_kernels",
+    "new_variants",
+)
 """Numbers worth a glance beside the one that a limit is about."""
 
 
@@ -151,7 +160,9 @@ def interval_text(check: Check) -> str:
     """The confidence interval of a measured rate: "43.1 to 43.7"; empty without one or where the limit is about something else."""
     if check.quantity is not None and not check.quantity.endswith("_tok_s"):
         return ""
-    low, high = (_number(check.measured[name].value) if name in check.measured else None for name in ("ci_low_tok_s", "ci_high_tok_s"))
+    low, high = (
+        _number(check.measured[name].value) if name in check.measured else None for name in ("ci_low_tok_s", "ci_high_tok_s")
+    )
     return "" if low is None or high is None else f"{low:.1f} to {high:.1f}"
 
 
@@ -227,7 +238,12 @@ def tally(run: Run) -> str:
     if run.finished is None:
         failed = f", {counts['fail']} failed" if counts["fail"] else ""
         return f"not finished: {good} passed so far{failed}"
-    tail = [(len(run.not_checked), "not checked"), (counts["marginal"], "marginal"), (counts["expected"], "expected to fail"), (counts["unexpected"], "unexpectedly")]
+    tail = [
+        (len(run.not_checked), "not checked"),
+        (counts["marginal"], "marginal"),
+        (counts["expected"], "expected to fail"),
+        (counts["unexpected"], "unexpectedly"),
+    ]
     if not total:
         return "nothing was checked"
     if run.interrupted:
@@ -246,7 +262,7 @@ def tally(run: Run) -> str:
 
 
 def headline(run: Run) -> str:
-    """The verdict in one line: ``PASS 9 of 9``, ``PASS 7 of 9, 2 not checked``, ``FAIL 2 of 9``; SIMULATED at its end where it is."""
+    """The verdict in one line: ``PASS 9 of 9``, ``PASS 7 of 9, 2 not checked``, ``FAIL 2 of 9``; SIMULATED at its end."""
     told = tally(run)
     separator = " " if told[0].isdigit() else ": "
     return f"{verdict_word(run)}{separator}{told}{simulated_suffix(run)}"

@@ -28,7 +28,7 @@ _STEPS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600
 
 
 def panel(identity: str, item: dict[str, Any]) -> Panel:
-    """The panel of one item of ``run.startups``. Raises NoDrawing without matplotlib, KeyError and kin for a foreign record."""
+    """The panel of one item of ``run.startups``. Raises DrawingError without matplotlib, KeyError and kin for a foreign record."""
     start, budget_s = item["startup"], item.get("budget_s")
     phases, ready_s = start.get("phases") or [], start.get("ready_s")
     heading = str(item.get("label") or "start")
@@ -47,14 +47,20 @@ def panel(identity: str, item: dict[str, Any]) -> Panel:
         longest = max(_seconds(each, end_s) for each in phases)
         for place, each in enumerate(phases):
             _bar(axes, place, each, end_s, longest)
-        if budget_s is not None:
-            over = ready_s is not None and ready_s > budget_s
-            axes.axvline(budget_s, color=svg.FAIL if over else svg.INK, linewidth=1.2, linestyle=(0, (3, 2)))
-            text = f"budget {promised_text(budget_s, 's')}"
-            side = "right" if budget_s > 0.3 * end_s else "left"
-            axes.text(budget_s, 1.0, text, transform=axes.get_xaxis_transform(), ha=side, va="bottom", color=svg.FAIL if over else svg.INK)
-        picture = drawing.svg(identity=identity, title=f"Start-up time line: {heading}", description=f"{note}. Phases: {described}.")
+        if budget_s is not None and budget_s <= end_s:
+            _budget(axes, budget_s, end_s, missed=ready_s is not None and ready_s > budget_s)
+        picture = drawing.svg(
+            identity=identity, title=f"Start-up time line: {heading}", description=f"{note}. Phases: {described}."
+        )
     return Panel(heading=heading, note=note, svg=picture)
+
+
+def _budget(axes: Any, budget_s: float, end_s: float, *, missed: bool) -> None:
+    colour = svg.FAIL if missed else svg.INK
+    axes.axvline(budget_s, color=colour, linewidth=1.2, linestyle=(0, (3, 2)))
+    side = "right" if budget_s > 0.3 * end_s else "left"
+    text = f"budget {promised_text(budget_s, 's')}"
+    axes.text(budget_s, 1.0, text, transform=axes.get_xaxis_transform(), ha=side, va="bottom", color=colour)
 
 
 def _note(start: dict[str, Any], ready_s: float | None, budget_s: float | None) -> str:
@@ -70,12 +76,12 @@ def _end(phases: list[dict[str, Any]], ready_s: float | None, budget_s: float | 
     """Right edge: all phases, and the budget where it is not so far off that it would squeeze them."""
     last = max([ready_s or 0.0, *(max(each["begin_s"], each.get("end_s") or 0.0) for each in phases)])
     last = max(last, 0.001)
-    return max(last, budget_s) * 1.01 if budget_s is not None and budget_s < 4 * last else last * 1.02
+    return float(max(last, budget_s) * 1.01 if budget_s is not None and budget_s < 4 * last else last * 1.02)
 
 
 def _seconds(phase: dict[str, Any], end_s: float) -> float:
     end = phase.get("end_s")
-    return max((end_s if end is None else end) - phase["begin_s"], 0.0)
+    return max(float(end_s if end is None else end) - float(phase["begin_s"]), 0.0)
 
 
 def _length(phase: dict[str, Any]) -> str:
@@ -95,7 +101,9 @@ def _bar(axes: Any, place: int, phase: dict[str, Any], end_s: float, longest: fl
         axes.plot([begin_s], [place], marker="D", markersize=4.5, color=svg.STRONG, clip_on=False, linestyle="none")
     else:
         # a phase of a second in a start of twenty minutes still has to be seen
-        axes.barh(place, max(seconds, end_s / 250), left=begin_s, height=0.62, color=svg.STRONG if seconds == longest else svg.ACCENT)
+        axes.barh(
+            place, max(seconds, end_s / 250), left=begin_s, height=0.62, color=svg.STRONG if seconds == longest else svg.ACCENT
+        )
     axes.text(1.03, place, _length(phase), transform=axes.get_yaxis_transform(), ha="left", va="center", color=svg.INK)
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 from pytest_sglang.record import units
 from pytest_sglang.report import svg
 from pytest_sglang.report.svg import Panel
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 330.0, 120.0, 34.0, 58.0, 16.0, 22.0
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 330.0, 124.0, 34.0, 58.0, 20.0, 22.0
 GAP_FACTOR = 8.0
 """A pause of so many usual steps between two readings is a gap in the line, not a straight line across it."""
 
@@ -23,7 +24,15 @@ def split(series: dict[str, Any]) -> list[dict[str, Any]]:
     top = max(every) * 1.12
     windows = [(float(each[0]), float(each[1]), str(each[2])) for each in series.get("windows") or []]
     return [
-        {"label": str(gpu.get("label") or uuid), "uuid": uuid, "t": times, "w": gpu["w"], "limit_w": _limits(gpu, times), "windows": windows, "top": top}
+        {
+            "label": str(gpu.get("label") or uuid),
+            "uuid": uuid,
+            "t": times,
+            "w": gpu["w"],
+            "limit_w": _limits(gpu, times),
+            "windows": windows,
+            "top": top,
+        }
         for uuid, gpu in gpus.items()
     ]
 
@@ -39,7 +48,7 @@ def _numbers(values: Any) -> list[float]:
 
 
 def panel(identity: str, item: dict[str, Any]) -> Panel:
-    """The panel of one item of ``split``. Raises NoDrawing without matplotlib."""
+    """The panel of one item of ``split``. Raises DrawingError without matplotlib."""
     times, watts, limits = item["t"], item["w"], item["limit_w"]
     known = _numbers(watts)
     heading = item["label"]
@@ -62,14 +71,20 @@ def panel(identity: str, item: dict[str, Any]) -> Panel:
             axes.text(1.02, last, f"limit {last:g}", transform=axes.get_yaxis_transform(), ha="left", va="center", color=svg.INK)
         _axes(axes)
         picture = drawing.svg(
-            identity=identity, title=f"Power over time: {heading}", description=f"{heading} over {units.duration(end - begin)}: {note}."
+            identity=identity,
+            title=f"Power over time: {heading}",
+            description=f"{heading} over {units.duration(end - begin)}: {note}.",
         )
     return Panel(heading=heading, note=note, svg=picture)
 
 
 def _note(times: list[float], watts: Any, windows: list[tuple[float, float, str]]) -> str:
     """Mean inside the measured rounds, since a mean that holds the pauses between them tells nothing."""
-    inside = [each for time, each in zip(times, watts, strict=False) if each is not None and any(left <= time <= right for left, right, _ in windows)]
+    inside = [
+        each
+        for time, each in zip(times, watts, strict=False)
+        if each is not None and any(left <= time <= right for left, right, _ in windows)
+    ]
     known = inside or _numbers(watts)
     return f"mean {sum(known) / len(known):.0f} W{' in the rounds' if inside else ''}, highest {max(_numbers(watts)):.0f} W"
 
@@ -77,7 +92,7 @@ def _note(times: list[float], watts: Any, windows: list[tuple[float, float, str]
 def _with_gaps(times: list[float], values: Any) -> tuple[list[float], list[float]]:
     """Points with a break wherever nothing was read for long, time went backwards, or a reading is missing."""
     nan = float("nan")
-    steps = sorted(after - before for before, after in zip(times, times[1:], strict=False) if after > before)
+    steps = sorted(after - before for before, after in itertools.pairwise(times) if after > before)
     usual = steps[len(steps) // 2] if steps else 0.0
     xs: list[float] = []
     ys: list[float] = []
@@ -100,5 +115,5 @@ def _axes(axes: Any) -> None:
     axes.spines["left"].set_visible(False)
     axes.grid(axis="y", color=svg.RULE, linewidth=0.7)
     axes.set_axisbelow(True)
-    axes.text(-0.02, 1.06, "W", transform=axes.transAxes, ha="right", va="bottom", color=svg.MUTED)
+    axes.text(-0.02, 1.03, "W", transform=axes.transAxes, ha="right", va="bottom", color=svg.MUTED)
     axes.text(1.02, -0.04, "s", transform=axes.transAxes, ha="left", va="top", color=svg.MUTED)

@@ -98,7 +98,9 @@ class Command:
     def _runs(self, status: dict[str, Any]) -> bool:
         created = processes.started_at_wall(status["pid"])
         # a pid may have been given to another process since
-        return created is not None and abs(created - float(status["started"] or created)) < 5.0 and bool(processes.tree(status["pid"]))
+        return (
+            created is not None and abs(created - float(status["started"] or created)) < 5.0 and bool(processes.tree(status["pid"]))
+        )
 
     def _exit_status_soon(self) -> int | None:
         """The exit status that the reaper is about to write down; None where there is no reaper any more."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Sequence
 from datetime import datetime
@@ -15,6 +16,8 @@ from pytest_sglang.server import control, processes, redact
 from pytest_sglang.server.control import ControlError, ControlState, Kind
 from pytest_sglang.server.log import FileLog, LogSource
 from pytest_sglang.server.sources import ContainerLog
+
+_STAMP = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d+))?(Z|[+-]\d\d:\d\d)")
 
 
 class Container:
@@ -68,16 +71,11 @@ class Container:
         )
 
     def _started_at(self, stamp: str | None) -> float | None:
-        if not stamp or stamp.startswith("0001-"):
+        # nanoseconds are more digits than Python reads; the year 1 means never
+        match = _STAMP.fullmatch(stamp or "")
+        if match is None or match[1].startswith("0001-"):
             return None
-        try:
-            # nanoseconds are more digits than Python reads
-            head, _, rest = stamp.partition(".")
-            digits = "".join(each for each in rest if each.isdigit())[:6] if rest else ""
-            zone = "+00:00" if stamp.endswith("Z") or not rest else stamp[max(stamp.rfind("+"), stamp.rfind("-")) :]
-            moment = datetime.fromisoformat(f"{head.removesuffix('Z')}{'.' + digits.ljust(6, '0') if digits else ''}{zone}")
-        except ValueError:
-            return None
+        moment = datetime.fromisoformat(f"{match[1]}.{(match[2] or '0')[:6].ljust(6, '0')}{match[3].replace('Z', '+00:00')}")
         return self._clock.from_wall(moment.timestamp())
 
     def may_control(self) -> str | None:

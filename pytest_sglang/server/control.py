@@ -154,18 +154,25 @@ class Ran(Value, frozen=True):
 
 
 def run(argv: Sequence[str], timeout_s: float = 15.0) -> Ran:
-    """Run a tool without terminal and without a shell; never raises."""
-    try:
-        done = subprocess.run(
-            list(argv), stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout_s, text=True, errors="replace", check=False
-        )
-    except FileNotFoundError:
-        return Ran(None, "", f"{argv[0]} is not installed here")
-    except subprocess.TimeoutExpired:
-        return Ran(None, "", f"{' '.join(argv)} took longer than {timeout_s:g} s")
-    except OSError as error:
-        return Ran(None, "", f"{argv[0]}: {error.strerror or error}")
-    return Ran(done.returncode, done.stdout, done.stderr.strip())
+    """Run a tool without terminal and without a shell; never raises.
+
+    Its output goes to files: a pipe would be waited for as long as anything that the tool started keeps it open.
+    """
+    import tempfile
+
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        try:
+            done = subprocess.run(list(argv), stdin=subprocess.DEVNULL, stdout=out, stderr=err, timeout=timeout_s, check=False)
+        except FileNotFoundError:
+            return Ran(None, "", f"{argv[0]} is not installed here")
+        except subprocess.TimeoutExpired:
+            return Ran(None, "", f"{' '.join(argv)} took longer than {timeout_s:g} s")
+        except OSError as error:
+            return Ran(None, "", f"{argv[0]}: {error.strerror or error}")
+        out.seek(0)
+        err.seek(0)
+        text = [file.read().decode("utf-8", errors="replace") for file in (out, err)]
+        return Ran(done.returncode, text[0], text[1].strip())
 
 
 class Standing:

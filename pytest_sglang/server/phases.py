@@ -260,13 +260,14 @@ def _phases(reader: _Reader, *, zero: float, first: float, ready_at: float | Non
         ("port_open", boot),
         ("warmup", marks.get("port_open")),
     ]
-    begins = sorted(((phase, begin) for phase, begin in candidates if begin is not None), key=lambda each: each[1])
+    # a stamp is cut to whole seconds and may lie before a launch that is known exactly
+    begins = sorted(((phase, max(begin, zero)) for phase, begin in candidates if begin is not None), key=lambda each: each[1])
     begins = [(phase, min(begin, ready_at) if ready_at is not None else begin) for phase, begin in begins]
     return _closed(begins, zero, ready_at if ready_at is not None else ended_at, ready_at)
 
 
 def _closed(begins: list[tuple[str, float]], zero: float, end: float | None, ready_at: float | None = None) -> tuple[Phase, ...]:
-    """Phases from their begins: a stamp is cut to whole seconds and may lie before a launch that is known exactly."""
+    """Phases from their begins, each until the next one."""
     ends = [*(begin for _, begin in begins[1:]), end]
     phases = [
         Phase(phase, max(0.0, begin - zero), None if until is None else max(0.0, until - zero))

@@ -389,8 +389,8 @@ def wait_ready(
 
     ``ready_s`` is the moment of the first sign, confirmed afterwards. Over ``budget_s`` it keeps waiting while there is progress,
     up to ``give_up_s`` (default: twice the budget, at least 10 min more); ``silence_s`` without a log line, a change of
-    ``activity()`` or CPU time of the tree is a hang. A server that was ready before the call gives the start that it had (``read_start``).
-    Raises StartFailed: "died", "hang", "not ready".
+    ``activity()`` or CPU time of the tree is a hang. A server that was ready before the call gives the start that it had
+    (``read_start``). Raises StartFailed: "died", "hang", "not ready".
     """
     wait = _Wait(
         controller=controller,

@@ -145,11 +145,19 @@ class Systemd:
         # SGLang logs to standard error, its access lines to standard output
         for name in ("StandardError", "StandardOutput"):
             how, _, path = shown.get(name, "").partition(":")
-            if how in ("append", "file", "truncate") and path:
-                return FileLog(path)
+            if how in ("append", "file", "truncate"):
+                path = path or self._path_in_file(name)
+                return FileLog(path) if path else JournalLog(self._unit, self._journalctl)
             if how != "inherit":
                 break
         return JournalLog(self._unit, self._journalctl)
+
+    def _path_in_file(self, name: str) -> str:
+        """The path of ``StandardError=append:PATH`` as the unit's files have it: ``systemctl show`` gives the word alone (seen: 252)."""
+        ran = control.run([*self._systemctl, "cat", self._unit])
+        found = re.findall(rf"^{name}=\s*(?:append|file|truncate):(.+?)\s*$", ran.out, re.MULTILINE)
+        # of several settings the last one holds
+        return str(found[-1]) if ran.code == 0 and found else ""
 
     def findings(self, start: StartPromise | None) -> list[Finding]:
         shown = self.show()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,8 +62,9 @@ class Deployment:
         self.stopped_entry: Entry | None = None
         self.started_entry: Entry | None = None
         self.as_left: dict[str, Any] = {}
+        self.last_reasons: dict[str, dict[str, float]] | None = None
+        """Shares of the last measured time by clocks event reason, by card."""
         self.closed = False
-        self._parts: dict[str, Any] = {}
 
     # --- parts -----------------------------------------------------------------------------------------------------------
 
@@ -85,40 +87,35 @@ class Deployment:
         """The server's log."""
         return self.controller.log()
 
-    @property
+    @cached_property
     def server(self) -> SglangServer:
         """``sglang_server``."""
         from pytest_sglang.session.server import SglangServer
 
         if self.rig.server is None:
             raise NotChecked("the rig file promises no server (add a [server] table)")
-        return self._part("server", lambda promise=self.rig.server: SglangServer(self, promise))
+        return SglangServer(self, self.rig.server)
 
-    @property
+    @cached_property
     def power(self) -> GpuPower:
         """``gpu_power``."""
         from pytest_sglang.session.power import GpuPower
 
-        return self._part("power", lambda: GpuPower(self))
+        return GpuPower(self)
 
-    @property
+    @cached_property
     def topology(self) -> NvlinkTopology:
         """``nvlink_topology``."""
         from pytest_sglang.session.topology import NvlinkTopology
 
-        return self._part("topology", lambda: NvlinkTopology(self))
+        return NvlinkTopology(self)
 
-    @property
+    @cached_property
     def kernels(self) -> TritonCache:
         """``triton_cache``."""
         from pytest_sglang.session.kernels import TritonCache
 
-        return self._part("kernels", lambda: TritonCache(self))
-
-    def _part(self, name: str, make: Callable[[], Any]) -> Any:
-        if name not in self._parts:
-            self._parts[name] = make()
-        return self._parts[name]
+        return TritonCache(self)
 
     @property
     def current(self) -> CheckScope:
@@ -136,7 +133,7 @@ class Deployment:
 
     def start_controller(self) -> None:
         """Start through the controller; while caches are set aside this is itself a change that the guard would undo."""
-        if self.kernels.aside and not self.controller.run_owned and self.controller.kind != "command":
+        if self.kernels.aside and self.controller.kind != "command" and self.started_entry is None:
             self.started_entry = self.journal.record(
                 "server", self.controller.subject, {"active": False}, {"active": True}, self.controller.description()
             )
@@ -179,7 +176,6 @@ class Deployment:
     def read_last_start(self) -> Startup:
         """The start that the running server already had, from its log and its unit's time stamps."""
         from pytest_sglang.server import ready
-
         from pytest_sglang.session import judging
 
         version = self.server.info.get("version")
@@ -230,9 +226,9 @@ class Deployment:
                 self.locks.release()
 
     def _put_back(self) -> None:
-        if "kernels" in self._parts:
+        if "kernels" in self.__dict__:
             self.kernels.put_back()
-        if "power" in self._parts:
+        if "power" in self.__dict__:
             self.power.restore()
         if self.stopped_entry is not None and self._controller is not None:
             if not self._controller.state().active:

@@ -111,7 +111,15 @@ class Guard:
         if word == "left":
             return int(number)
         self.forget()
+        self._drop_empty_log()
         return 0
+
+    def _drop_empty_log(self) -> None:
+        try:
+            if self._log.stat().st_size == 0:
+                self._log.unlink()
+        except OSError:
+            pass
 
     def forget(self) -> None:
         """Close this end of the socket; in a forked child this leaves the parent's end open."""
@@ -248,7 +256,8 @@ def _settle_in(watch: Watch) -> None:
 
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     # imported now: the virtual environment may lie in a workspace that the runner wipes as soon as the job is dead
-    import pytest_sglang.session.undo  # noqa: F401
+    import pytest_sglang.session.undo
+    import pytest_sglang.session.undoers  # noqa: F401
 
 
 class Watch:

@@ -101,14 +101,26 @@ class Journal:
             return entry
 
     def resolve(self, entry_id: int, how: str) -> None:
-        """Write down that a change is undone, or is not ours any more; ``how`` in a few words. Twice is harmless."""
+        """Write down that a change is undone, or is not ours any more; ``how`` in a few words. Twice is harmless.
+
+        Later changes of the same thing are resolved with it.
+        """
         with self._mutex:
             if entry_id in self._resolved:
                 return
             if entry_id not in self._entries:
                 raise JournalError(f"{self.path}: no entry {entry_id} (entries: {sorted(self._entries) or 'none'})")
-            self._write(_resolution(entry_id, how), f"entry {entry_id} stays open")
-            self._resolved.add(entry_id)
+            subject = self._entries[entry_id].kind, self._entries[entry_id].target
+            self._resolve(entry_id, how)
+            # the thing is as it was before this change, so it is no more as a later change had made it: undoing that one too
+            # would, say, stop a server which the run has just given back
+            for entry in reversed(self.open):
+                if entry.id > entry_id and (entry.kind, entry.target) == subject:
+                    self._resolve(entry.id, f"settled with entry {entry_id}: {how}")
+
+    def _resolve(self, entry_id: int, how: str) -> None:
+        self._write(_resolution(entry_id, how), f"entry {entry_id} stays open")
+        self._resolved.add(entry_id)
 
     def covers(self, locks: list[str]) -> None:
         """Name the locks under which this run works: its changes are not undone under a later run that holds one of them."""

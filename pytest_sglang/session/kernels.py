@@ -41,15 +41,8 @@ class TritonCache:
     def _locate(self) -> tuple[CachePlace, ...]:
         controller = self._deployment.controller
         state = controller.state()
-        environ = dict(controller.environment())
-        user = pwd.getpwuid(os.getuid()).pw_name
-        if state.pid is not None:
-            seen = locate.environment_of(state.pid)
-            environ = {**environ, **seen} if seen else environ
-            user = _owner(state.pid) or user
-        home = Path(environ.get("HOME") or _home(user))
         version = self._deployment.server.info.get("version") if state.active else None
-        return locate.locate(version=version, environ=environ, home=home, tmpdir=Path(environ.get("TMPDIR") or "/tmp"), user=user)
+        return places_of(dict(controller.environment()), version, state.pid)
 
     def snapshot(self) -> Snapshot:
         """Every entry of every cache, by kernel name; a place that cannot be read is kept with its reason."""
@@ -59,14 +52,21 @@ class TritonCache:
         """New kernel names, new variants of known ones, new graphs since ``before``."""
         return diff.added(before, self.snapshot())
 
+    def added_after(self, epoch_s: float) -> CacheDiff:
+        """What was written at ``epoch_s`` or later: for a start that nobody watched."""
+        return diff.since(self.snapshot(), epoch_s)
+
     def newest(self) -> object:
         """Something that changes as long as a cache grows: a sign of progress for the watchdog."""
         return snapshot.newest(self.places)
 
     def findings(self) -> tuple[Finding, ...]:
         """Will the caches survive a reboot, a stop of the unit, another user?"""
-        environment = self._deployment.controller.environment()
-        return tuple(survive.findings(self.places, environment)) if self._deployment.simulation is None else ()
+        if self._deployment.simulation is not None:
+            return ()  # the simulated rig lives in a temporary directory, all of it
+        controller = self._deployment.controller
+        show = getattr(controller, "show", None)
+        return tuple(survive.findings(self.places, controller.environment(), unit=show() if show is not None else None))
 
     @contextmanager
     def set_aside(self) -> Iterator[None]:
@@ -79,7 +79,12 @@ class TritonCache:
             raise NotChecked("the caches are not set aside without --sglang-allow-cold")
         places = self.places
         was_active = deployment.controller.state().active
-        refused = aside.refusals(places, allow_temporary=deployment.simulation is not None or deployment.controller.kind == "command")
+        pid = deployment.controller.state().pid
+        refused = aside.refusals(
+            places,
+            allow_temporary=deployment.simulation is not None or deployment.controller.kind == "command",
+            ignore_pids=() if pid is None else (pid,),
+        )
         if refused:
             raise NotChecked(f"the caches cannot be set aside: {refused[0]}")
         if was_active:
@@ -118,6 +123,17 @@ class TritonCache:
             deployment.started_entry = None
         if deployment.options.keep_cold_cache and deployment.controller.state().active:
             deployment.server_is_back()
+
+
+def places_of(environ: dict[str, str], version: str | None, pid: int | None) -> tuple[CachePlace, ...]:
+    """Caches of a server with this environment (its unit's or command's) and version; its process tells more, if it can be read."""
+    user = pwd.getpwuid(os.getuid()).pw_name
+    if pid is not None:
+        seen = locate.environment_of(pid)
+        environ = {**environ, **seen} if seen else environ
+        user = _owner(pid) or user
+    home = Path(environ.get("HOME") or _home(user))
+    return locate.locate(version=version, environ=environ, home=home, tmpdir=Path(environ.get("TMPDIR") or "/tmp"), user=user)
 
 
 def _owner(pid: int) -> str | None:

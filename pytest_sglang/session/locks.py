@@ -131,6 +131,8 @@ class RigLocks:
             # an empty lock file says that its last run ended in order
             if name in self._signed:
                 os.ftruncate(descriptor, 0)
+            # explicitly: a child that is being forked at this moment still has the descriptor
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
         self.forget()
 
     def forget(self) -> None:

@@ -42,9 +42,7 @@ def open_run(rig: Rig, options: RunOptions, *, progress: Progress) -> tuple[Depl
     directory = state_dir()
     owner = Owner.me(name)
     simulated.check_faults(options.faults)
-    for outcome in undo(directory):
-        if outcome.action in ("undone", "failed"):
-            progress(f"left by an earlier run: {outcome.detail}")
+    undo(directory, tell=lambda outcome: progress(f"left by an earlier run: {outcome.detail}"))
     folder = options.report_dir / name
     folder.mkdir(parents=True)
     journal = Journal(directory, owner)
@@ -82,6 +80,7 @@ def _open(
         controller, plane = _server(rig, folder, clock, simulation)
         _reachable(rig, controller, plane, found)
     locks = _lock(rig, found, owner)
+    journal.covers(locks.names)
     run = Run(
         run_id=name,
         started=records.utc(clock.time()),

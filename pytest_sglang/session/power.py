@@ -123,7 +123,8 @@ class GpuPower:
     def judge_identity(self) -> Judgement:
         """Every promised GPU present and itself."""
         rig = self._deployment.rig
-        return judge.identity(rig.gpus, self.hardware.found(), unavailable=rig.unavailable)
+        unopened = {index: missing.reason for index, missing in self.hardware.nvml.unopened.items()}
+        return judge.identity(rig.gpus, self.hardware.found(), unopened=unopened, unavailable=rig.unavailable)
 
     def judge_limit(self, watts: float | None) -> Judgement:
         """Requested = enforced = ``watts`` on every promised GPU, persistence mode on where it is promised."""

@@ -20,7 +20,9 @@ class Recorder:
 
     def __init__(self, folder: Path, run: Run, clock: Clock) -> None:
         self.folder, self.run, self._clock = folder, run, clock
-        self._began, self._began_wall = clock.time(), time.time()
+        self._began = clock.time()
+        self.began_wall = time.time()
+        """Epoch seconds of the machine's clock: the zero of the power chart."""
 
     def _set(self, **fields: Any) -> None:
         self.run = msgspec.structs.replace(self.run, **fields)
@@ -115,7 +117,7 @@ class Recorder:
         self._set(
             finished=records.utc(now),
             duration_s=round(now - self._began, 3),
-            wall_s=round(time.time() - self._began_wall, 3),
+            wall_s=round(time.time() - self.began_wall, 3),
             exit_code=exit_code,
             interrupted=interrupted,
             verdict=verdict,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -244,15 +242,10 @@ class SglangServer:
             scope.throughputs.append(result)
         return result
 
-    @contextmanager
-    def stopped(self) -> Iterator[None]:
-        """Stopped inside the block, started again (and waited for) behind it if it was running before."""
-        was_active = self._deployment.controller.state().active
-        if was_active:
-            self.stop()
+    def come_back(self) -> None:
+        """Start the server again after its caches have been put back, and wait for it; a failure is told, not raised."""
         try:
-            yield
-        finally:
-            if was_active and not self._deployment.controller.state().active and self._deployment.controller.kind != "attach":
-                self._start("put back")
-
+            self._start("caches put back")
+        except Exception as error:
+            told = Finding("did-not-come-back", "warn", self._deployment.controller.subject, str(error), "look into its log")
+            self._deployment.recorder.findings((told,))

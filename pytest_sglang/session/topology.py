@@ -43,8 +43,8 @@ class NvlinkTopology:
 
     @property
     def links_per_pair(self) -> int | None:
-        """The smallest number of active links of a bridged pair; None without any."""
-        return min(self.pairs.values(), default=None)
+        """The number of links that every pair has; None = no pair, or they differ (then see ``pairs``)."""
+        return self.read().links_per_pair
 
     @property
     def matrix(self) -> list[list[str]]:

@@ -216,7 +216,8 @@ class _Undoing:
 
 
 def _told(entry: Entry, error: Exception) -> str:
-    text = str(error) if isinstance(error, UndoError) else f"{type(error).__name__}: {error}"
+    # the package's own errors are whole sentences; a KeyError's text alone would say nothing
+    text = f"{type(error).__name__}: {error}" if type(error).__module__ == "builtins" else str(error)
     return (
         f"{changes.name_of(entry)} could not be put back: {text} (before the run: {entry.before}; the run made it: {entry.after})"
     )

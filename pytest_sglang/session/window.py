@@ -57,6 +57,7 @@ def measure(
     result = _with_interval(result, sequential, workload.confidence)
     if window is not None:
         result = _with_energy(deployment, window, result)
+        deployment.last_reasons = _reasons(deployment, window, result)
         deployment.recorder.power_series(_series(deployment, window, result))
     _record(deployment, result, limit, quantity)
     return result
@@ -131,6 +132,14 @@ def _with_energy(deployment: Deployment, window: EnergyWindow, result: Throughpu
     return msgspec.structs.replace(result, rounds=tuple(rounds))
 
 
+def _reasons(deployment: Deployment, window: EnergyWindow, result: Throughput) -> dict[str, dict[str, float]] | None:
+    """What limited the serving cards' clocks while they worked, as shares of that time, by label."""
+    if deployment.hardware is None or not result.rounds:
+        return None
+    shares = window.reason_shares(result.rounds[0].begin_s, result.rounds[-1].end_s)
+    return {card.label: shares[card.uuid] for card in deployment.hardware.serving if shares.get(card.uuid)} or None
+
+
 def _series(deployment: Deployment, window: EnergyWindow, result: Throughput) -> dict[str, Any]:
     if deployment.hardware is None:
         return {}
@@ -138,7 +147,7 @@ def _series(deployment: Deployment, window: EnergyWindow, result: Throughput) ->
     for card in deployment.hardware.present:
         labels[card.uuid] = {"label": f"GPU {card.index}", "limit_w": value_or_none(card.limits().enforced_w)}
     marks = [(each.begin_s, each.end_s, f"round {each.index}") for each in result.rounds]
-    return window.series(labels, marks)
+    return window.series(labels, marks, zero_s=deployment.recorder.began_wall)
 
 
 def _record(deployment: Deployment, result: Throughput, limit: float | None, quantity: str) -> None:

@@ -1,3 +1,4 @@
+# ruff: noqa: N802 - the functions have the names of pynvml
 """A module in place of pynvml, fed by data: recorded cards, rigs made by hand, and clockwork power for the sampler."""
 
 from __future__ import annotations
@@ -213,8 +214,8 @@ def bridge(card: Answers, *, partner: int, active: int = 4, links: int = 4) -> N
     """Give a card ``links`` NVLinks of which ``active`` lead to card ``partner``; link numbers beyond answer Invalid Argument."""
     beyond: Callable[[int], Any] = lambda link: NOT_SUPPORTED if link < 12 else Err(2)  # noqa: E731
     card["NvLinkState"] = lambda link: int(link < active) if link < links else beyond(link)
-    card["NvLinkRemotePciInfo"] = (
-        lambda link: SimpleNamespace(busId=f"00000000:{partner + 1:02X}:00.0") if link < active else NOT_SUPPORTED
+    card["NvLinkRemotePciInfo"] = lambda link: (
+        SimpleNamespace(busId=f"00000000:{partner + 1:02X}:00.0") if link < active else NOT_SUPPORTED
     )
     card["NvLinkRemoteDeviceType"] = lambda link: 0 if link < active else NOT_SUPPORTED
     card["NvLinkVersion"] = lambda link: 5 if link < links else NOT_SUPPORTED
@@ -241,10 +242,9 @@ def eight_on_nvswitch() -> FakeNvml:
 def pcie_only() -> FakeNvml:
     """Four cards without NVLink: two behind one switch, one below the same host bridge, one on the other socket."""
     levels = {(0, 1): 10, (0, 2): 30, (1, 2): 20, (0, 3): 50, (1, 3): 50, (2, 3): Err(3)}
-    cards = []
-    for index in range(4):
-        cards.append({**card_3090(index), "TopologyCommonAncestor": lambda other, here=index: levels[here, other]})
-    return FakeNvml(cards)
+    return FakeNvml(
+        [{**card_3090(index), "TopologyCommonAncestor": lambda other, here=index: levels[here, other]} for index in range(4)]
+    )
 
 
 # --- for the sampler's process ------------------------------------------------------------------------------------------------

@@ -126,7 +126,9 @@ def test_a_process_that_computes_and_draws_is_listed_once():
     compute, graphics = [SimpleNamespace(pid=7, usedGpuMemory=5)], [SimpleNamespace(pid=7), SimpleNamespace(pid=8, usedGpuMemory=1)]
     card = only_card(ComputeRunningProcesses=compute, GraphicsRunningProcesses=graphics)
     assert card.processes() == [GpuProcess(7, 5, "compute"), GpuProcess(8, 1, "graphics")]
-    assert only_card(ComputeRunningProcesses=compute, GraphicsRunningProcesses=NOT_SUPPORTED).processes() == [GpuProcess(7, 5, "compute")]
+    assert only_card(ComputeRunningProcesses=compute, GraphicsRunningProcesses=NOT_SUPPORTED).processes() == [
+        GpuProcess(7, 5, "compute")
+    ]
     assert isinstance(only_card(ComputeRunningProcesses=Err(4)).processes(), Missing)
 
 
@@ -152,7 +154,7 @@ def test_setting_a_limit_speaks_milliwatts_and_a_refusal_names_card_and_right():
     with pytest.raises(PowerError, match=r"GPU 0 .*250 W refused: Insufficient Permissions \(run as root") as refused:
         only_card(set=Err(4)).set_limit_w(250)
     assert refused.value.permission
-    with pytest.raises(PowerError, match="refused: Not Supported$") as refused:
+    with pytest.raises(PowerError, match=r"refused: Not Supported$") as refused:
         only_card(set=NOT_SUPPORTED).set_limit_w(250)
     assert not refused.value.permission
 

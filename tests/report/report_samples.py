@@ -19,7 +19,19 @@ def startup(kind: str = "warm", *, scale: float = 1.0, hang: bool = False) -> St
         "warm": (1.2, 4.0, 6.1, 27.8, 29.9, 52.3, 66.0, 67.1, 74.9, 75.1, 76.4),
         "cold": (1.2, 4.0, 6.1, 27.8, 29.9, 842.0, 1290.5, 1291.7, 1308.0, 1308.2, 1311.0),
     }[kind]
-    ids = ("launch", "arguments", "distributed", "weights", "kv_cache", "capture_decode", "capture_prefill", "port_open", "warmup", "ready", "first_token")
+    ids = (
+        "launch",
+        "arguments",
+        "distributed",
+        "weights",
+        "kv_cache",
+        "capture_decode",
+        "capture_prefill",
+        "port_open",
+        "warmup",
+        "ready",
+        "first_token",
+    )
     begin, phases = 0.0, []
     for name, end in zip(ids, ends, strict=True):
         moment = name in ("port_open", "ready")
@@ -68,8 +80,8 @@ def throughput(level: float, rate: float, *, rounds: int = 8, seed: int = 1, dis
         streams=1,
         rounds=valid,
         decode_tok_s=rates[len(rates) // 2],
-        ci_low=rates[1],
-        ci_high=rates[-2],
+        ci_low=rates[min(1, len(rates) - 1)],
+        ci_high=rates[max(len(rates) - 2, 0)],
         confidence=0.99,
         end_to_end_tok_s=sorted(each.end_to_end_tok_s or 0.0 for each in valid)[len(valid) // 2],
         aggregate_tok_s=rates[len(rates) // 2],
@@ -84,17 +96,22 @@ def power_series(level: float = 250.0, gpus: int = 6, points: int = 300) -> dict
     def watts(gpu: int, t: float) -> float:
         if gpu >= 4 or t < 4:
             return 21.0 + source.random() * 2
-        return level - 6 + 5 * math.sin(t * 3 + gpu) + source.random() * 3 if (t % 7) < 6.4 else 118.0 + source.random() * 9
+        return level - 6 + 5 * math.sin(t * 3 + gpu) + source.random() * 3 if (t - 4) % 7 <= 6 else 118.0 + source.random() * 9
 
     return {
         "t": times,
-        "gpus": {HEX[gpu]: {"label": f"GPU {gpu}", "w": [round(watts(gpu, t), 1) for t in times], "limit_w": level} for gpu in range(gpus)},
+        "gpus": {
+            HEX[gpu]: {"label": f"GPU {gpu}", "w": [round(watts(gpu, t), 1) for t in times], "limit_w": level}
+            for gpu in range(gpus)
+        },
         "windows": [[4 + 7 * index, 4 + 7 * index + 6, f"round {index}"] for index in range(8)],
     }
 
 
 def check(check_id: str, verdict: str = "pass", **fields: Any) -> Check:
-    return Check(id=check_id, promise=fields.pop("promise", f"What {check_id} promises."), verdict=verdict, duration_s=1.0, **fields)  # type: ignore[arg-type]
+    return Check(
+        id=check_id, promise=fields.pop("promise", f"What {check_id} promises."), verdict=verdict, duration_s=1.0, **fields
+    )  # type: ignore[arg-type]
 
 
 def rate_check(verdict: str, rate: float, limit: float, level: float = 250.0, **fields: Any) -> Check:
@@ -124,7 +141,11 @@ def rate_check(verdict: str, rate: float, limit: float, level: float = 250.0, **
 
 def good_checks() -> tuple[Check, ...]:
     return (
-        check("gpu-identity", promise="Every promised GPU is present and is itself: name, PCIe generation and width it can reach.", measured={"pcie_gen": Measurement(4, ""), "pcie_width": Measurement(16, "")}),
+        check(
+            "gpu-identity",
+            promise="Every promised GPU is present and is itself: name, PCIe generation and width it can reach.",
+            measured={"pcie_gen": Measurement(4, ""), "pcie_width": Measurement(16, "")},
+        ),
         check(
             "power-limit",
             promise="The enforced power limit of every promised GPU equals --power, and persistence mode keeps it.",
@@ -133,8 +154,17 @@ def good_checks() -> tuple[Check, ...]:
             measured={"enforced_power_limit_w": Measurement(250.0, "W")},
             limit=Limit("==", 250.0, "W"),
         ),
-        check("nvlink", promise="Every promised NVLink pair is up with all its links, and the server's GPUs lie on such pairs.", quantity="nvlink_links", measured={"nvlink_links": Measurement(4, "count")}, limit=Limit("==", 4, "count")),
-        check("server-identity", promise="The server answers, is the process that was started, and serves the promised model as promised."),
+        check(
+            "nvlink",
+            promise="Every promised NVLink pair is up with all its links, and the server's GPUs lie on such pairs.",
+            quantity="nvlink_links",
+            measured={"nvlink_links": Measurement(4, "count")},
+            limit=Limit("==", 4, "count"),
+        ),
+        check(
+            "server-identity",
+            promise="The server answers, is the process that was started, and serves the promised model as promised.",
+        ),
         check("ready", promise="Ready means ready: a generation comes back whole, with exactly the asked number of tokens."),
         check("findings", promise="Nothing found in the log, the unit and the caches contradicts what is promised."),
         rate_check("pass", 43.42, 42.0),
@@ -142,14 +172,24 @@ def good_checks() -> tuple[Check, ...]:
             "warm-restart",
             promise="A cache-warm restart is ready within its budget without recompiling.",
             quantity="ready_s",
-            measured={"ready_s": Measurement(75.1, "s"), "autotune_runs": Measurement(0, "count"), "new_kernels": Measurement(0, "count"), "new_variants": Measurement(14, "count"), "capture_s": Measurement(36.1, "s")},
+            measured={
+                "ready_s": Measurement(75.1, "s"),
+                "autotune_runs": Measurement(0, "count"),
+                "new_kernels": Measurement(0, "count"),
+                "new_variants": Measurement(14, "count"),
+                "capture_s": Measurement(36.1, "s"),
+            },
             limit=Limit("<=", 90.0, "s"),
         ),
         check(
             "cold-start",
             promise="A cold start, with nothing compiled, is ready within its budget.",
             quantity="ready_s",
-            measured={"ready_s": Measurement(1308.2, "s"), "autotune_runs": Measurement(64, "count"), "new_kernels": Measurement(212, "count")},
+            measured={
+                "ready_s": Measurement(1308.2, "s"),
+                "autotune_runs": Measurement(64, "count"),
+                "new_kernels": Measurement(212, "count"),
+            },
             limit=Limit("<=", 1500.0, "s"),
         ),
     )
@@ -165,7 +205,14 @@ ENVIRONMENT: dict[str, Any] = {
     "faults": [],
     "driver": "580.159.03",
     "gpus": [
-        {"index": index, "name": "NVIDIA GeForce RTX 3090", "uuid": HEX[index], "pci": f"0000:{index + 1:02x}:00.0", "vbios": "94.02.42.00.A9", "ecc": None}
+        {
+            "index": index,
+            "name": "NVIDIA GeForce RTX 3090",
+            "uuid": HEX[index],
+            "pci": f"0000:{index + 1:02x}:00.0",
+            "vbios": "94.02.42.00.A9",
+            "ecc": None,
+        }
         for index in range(6)
     ],
     "server": {
@@ -174,7 +221,18 @@ ENVIRONMENT: dict[str, Any] = {
         "subject": "sglang.service",
         "pid": 4711,
         "version": "0.5.23",
-        "argv": ["python3", "-m", "sglang.launch_server", "--model-path", "/models/qwen3-32b-awq", "--tp", "4", "--enable-torch-compile", "--port", "8001"],
+        "argv": [
+            "python3",
+            "-m",
+            "sglang.launch_server",
+            "--model-path",
+            "/models/qwen3-32b-awq",
+            "--tp",
+            "4",
+            "--enable-torch-compile",
+            "--port",
+            "8001",
+        ],
         "arguments": {f"argument_{number}": number for number in range(60)},
         "models": ["qwen3-32b-awq"],
         "packages": {"sglang": "0.5.23", "torch": "2.13.0", "triton": "3.6.0", "sgl_kernel": "0.3.9"},
@@ -185,7 +243,15 @@ ENVIRONMENT: dict[str, Any] = {
 def state(**changes: Any) -> dict[str, Any]:
     return {
         "power_limits_w": {str(index): 250.0 for index in range(6)},
-        "server": {"subject": "sglang.service", "kind": "systemd", "active": True, "pid": 4711, "health": 200, "detail": "running", "run_owned": False},
+        "server": {
+            "subject": "sglang.service",
+            "kind": "systemd",
+            "active": True,
+            "pid": 4711,
+            "health": 200,
+            "detail": "running",
+            "run_owned": False,
+        },
         "caches_aside": [],
         **changes,
     }
@@ -223,7 +289,14 @@ def run(checks: tuple[Check, ...] | None = None, **fields: Any) -> Run:
 
 def throughput_item(level: float, rate: float, limit: float | None, target: float | None, **fields: Any) -> dict[str, Any]:
     found = plain(throughput(level, rate, **fields))
-    return {"label": f"{level:g} W, 1 stream", "power_w": level, "limit_tok_s": limit, "target_tok_s": target, "quantity": "decode", "throughput": found}
+    return {
+        "label": f"{level:g} W, 1 stream",
+        "power_w": level,
+        "limit_tok_s": limit,
+        "target_tok_s": target,
+        "quantity": "decode",
+        "throughput": found,
+    }
 
 
 def partial_run() -> Run:
@@ -233,15 +306,32 @@ def partial_run() -> Run:
         NotChecked("cold-start", "sets the caches aside: not without --sglang-allow-cold"),
     )
     checks = tuple(each for each in good_checks() if each.id not in ("warm-restart", "cold-start"))
-    return run(checks, not_checked=missing, not_promised=("energy-per-token", "gain"), simulated=False, startups=(run().startups[0],))
+    return run(
+        checks, not_checked=missing, not_promised=("energy-per-token", "gain"), simulated=False, startups=(run().startups[0],)
+    )
 
 
 def mixed_run() -> Run:
     """Everything at once: pass, marginal, fail, inconclusive, expected failure, not checked, findings, a start that hangs."""
     gpu, power, nvlink, identity, ready, findings, *_ = good_checks()
-    warn = Finding("restarted-by-itself", "warn", "sglang.service", "restarted by itself 2 times since boot", "journalctl -u sglang.service shows why")
-    info = Finding("custom-all-reduce-off", "info", "server log", "custom all-reduce is off, as expected with more than two PCIe-linked GPUs")
-    wrong = Finding("power-limit", "fail", "GPU 3", "enforced 350 W, asked for 390 W", "set it again at boot, and turn persistence mode on", "power-limit")
+    warn = Finding(
+        "restarted-by-itself",
+        "warn",
+        "sglang.service",
+        "restarted by itself 2 times since boot",
+        "journalctl -u sglang.service shows why",
+    )
+    info = Finding(
+        "custom-all-reduce-off", "info", "server log", "custom all-reduce is off, as expected with more than two PCIe-linked GPUs"
+    )
+    wrong = Finding(
+        "power-limit",
+        "fail",
+        "GPU 3",
+        "enforced 350 W, asked for 390 W",
+        "set it again at boot, and turn persistence mode on",
+        "power-limit",
+    )
     checks = (
         gpu,
         msgspec.structs.replace(
@@ -255,25 +345,42 @@ def mixed_run() -> Run:
             findings=(wrong,),
         ),
         power,
-        msgspec.structs.replace(nvlink, expected_failure=True, verdict="fail", cause="bridge GPU 2-3 shows 3 of 4 links: reseat it", measured={"nvlink_links": Measurement(3, "count")}),
+        msgspec.structs.replace(
+            nvlink,
+            expected_failure=True,
+            verdict="fail",
+            cause="bridge GPU 2-3 shows 3 of 4 links: reseat it",
+            measured={"nvlink_links": Measurement(3, "count")},
+        ),
         identity,
         ready,
         msgspec.structs.replace(findings, findings=(warn, info)),
-        rate_check("pass", 41.9, 42.0, marginal=True, message="median 41.9 tok/s, promised 42: undecided, but within 2 % of the limit"),
-        rate_check("inconclusive", 0.0, 55.0, 390.0, inconclusive_because="power-limit", message="not measured, because power-limit is not kept"),
+        rate_check(
+            "pass", 41.9, 42.0, marginal=True, message="median 41.9 tok/s, promised 42: undecided, but within 2 % of the limit"
+        ),
+        rate_check(
+            "inconclusive",
+            0.0,
+            55.0,
+            390.0,
+            inconclusive_because="power-limit",
+            message="not measured, because power-limit is not kept",
+        ),
         check(
             "warm-restart",
             "fail",
             promise="A cache-warm restart is ready within its budget without recompiling.",
             quantity="ready_s",
-            measured={"ready_s": Measurement(312.4, "s"), "autotune_runs": Measurement(41, "count"), "new_kernels": Measurement(57, "count")},
+            measured={
+                "ready_s": Measurement(312.4, "s"),
+                "autotune_runs": Measurement(41, "count"),
+                "new_kernels": Measurement(57, "count"),
+            },
             limit=Limit("<=", 90.0, "s"),
-            cause="recompiled: 41 autotuning runs and 57 kernels that no cache held; is TORCHINDUCTOR_CACHE_DIR on a file system that is wiped at boot?",
+            cause="recompiled: 41 autotuning runs and 57 kernels that no cache held; is the cache wiped at boot?",
         ),
     )
-    checks = tuple(
-        msgspec.structs.replace(each, measured={}) if each.verdict == "inconclusive" else each for each in checks
-    )
+    checks = tuple(msgspec.structs.replace(each, measured={}) if each.verdict == "inconclusive" else each for each in checks)
     return run(
         checks,
         power_levels_w=(250.0, 390.0),
@@ -285,5 +392,8 @@ def mixed_run() -> Run:
             {"label": "warm restart", "startup": plain(startup("warm", scale=4.16)), "budget_s": 90.0},
             {"label": "start with a hang", "startup": plain(startup("warm", hang=True)), "budget_s": 90.0},
         ),
-        throughputs=(throughput_item(250.0, 41.9, 42.0, 45.0, seed=3), throughput_item(300.0, 38.1, 44.0, None, rounds=14, discarded=0)),
+        throughputs=(
+            throughput_item(250.0, 41.9, 42.0, 45.0, seed=3),
+            throughput_item(300.0, 38.1, 44.0, None, rounds=14, discarded=0),
+        ),
     )

@@ -78,10 +78,15 @@ def test_last_line_is_the_headline():
 
 
 def test_rig_as_left():
-    assert terminal.as_left_line(samples.partial_run()) == "rig as left: limits 250 W x 6, sglang.service active (pid 4711), caches in place"
+    assert (
+        terminal.as_left_line(samples.partial_run())
+        == "rig as left: limits 250 W x 6, sglang.service active (pid 4711), caches in place"
+    )
     assert terminal.as_left_line(samples.run()).endswith("caches in place (SIMULATED)")
     assert terminal.as_left_line(samples.run(as_left={}, simulated=False)) == "rig as left: not read back"
-    assert terminal.as_left_line(samples.run(as_left={}, finished=None, simulated=False)).startswith("rig as left: not read back yet")
+    assert terminal.as_left_line(samples.run(as_left={}, finished=None, simulated=False)).startswith(
+        "rig as left: not read back yet"
+    )
 
 
 @pytest.mark.parametrize(
@@ -89,8 +94,8 @@ def test_rig_as_left():
     [
         ({"0": 250.0, "1": 250.0}, "limits 250 W x 2"),
         ({"0": 250.0, "1": 350.0, "2": 250.0}, "limits 250 W x 2, 350 W (GPU 1)"),
-        ({"0": 250.0, "1": 250.0, "2": 350.0, "3": 350.0}, "limits 250 W x 2, 350 W x 2 (GPU 2, 3)"),
-        ({"0": "no permission", "1": 250.0}, "limits unreadable: no permission (GPU 0), 250 W x 1 (GPU 1)"),
+        ({"0": 250.0, "1": 250.0, "2": 350.0, "3": 350.0}, "limits 250 W x 2, 350 W (GPU 2, 3)"),
+        ({"0": "no permission", "1": 250.0}, "limits 250 W x 1, unreadable: no permission (GPU 0)"),
         ({"0": None}, "limits unreadable: None (GPU 0)"),
     ],
 )

@@ -102,7 +102,11 @@ def test_interval_belongs_to_rates_only():
         ({"verdict": "pass", "expected_failure": True}, "unexpected", "passed, although it is marked as an expected failure"),
         ({"verdict": "inconclusive"}, "inconclusive", "no reason was recorded"),
         ({"verdict": "inconclusive", "inconclusive_because": "nvlink"}, "inconclusive", "because of nvlink"),
-        ({"verdict": "inconclusive", "inconclusive_because": "nvlink", "message": "not measured"}, "inconclusive", "not measured (because of nvlink)"),
+        (
+            {"verdict": "inconclusive", "inconclusive_because": "nvlink", "message": "not measured"},
+            "inconclusive",
+            "not measured (because of nvlink)",
+        ),
         ({"verdict": "inconclusive", "inconclusive_because": "nvlink", "message": "after nvlink"}, "inconclusive", "after nvlink"),
         ({"verdict": "inconclusive", "expected_failure": True, "message": "m"}, "inconclusive", "m"),
     ],
@@ -121,7 +125,12 @@ def test_failing_checks_come_first_and_the_rest_keeps_its_order():
 
 def test_a_row_tells_the_other_numbers_aside():
     row = view.row(samples.rate_check("pass", 43.42, 42.0))
-    assert row.aside == (("end to end", "42.8 tok/s"), ("time to first token", "88.4 ms"), ("mean power", "968.2 W"), ("energy per token", "22.6 J/token"))
+    assert row.aside == (
+        ("end to end", "42.8 tok/s"),
+        ("time to first token", "88.4 ms"),
+        ("mean power", "968.2 W"),
+        ("energy per token", "22.6 J/token"),
+    )
     assert len(row.numbers) == 11
     odd = view.row(samples.check("x", measured={"own_number": Measurement(1, ""), "other": Measurement(2, "")}))
     assert odd.aside == (("own number", "1"), ("other", "2"))
@@ -141,16 +150,28 @@ INCONCLUSIVE = (samples.check("x", "inconclusive"), samples.check("y"))
         (samples.mixed_run(), "FAIL 2 of 11, 1 inconclusive, 1 not checked, 1 marginal, 1 expected to fail (SIMULATED)"),
         (samples.run(ONE_FAIL, not_checked=TWO, simulated=False), "FAIL 1 of 5, 2 not checked"),
         (samples.run(INCONCLUSIVE, simulated=False), "INCONCLUSIVE 1 of 2"),
-        (samples.run(INCONCLUSIVE[1:], not_checked=TWO, verdict="inconclusive", simulated=False), "INCONCLUSIVE 1 of 3 pass, 2 not checked"),
+        (
+            samples.run(INCONCLUSIVE[1:], not_checked=TWO, verdict="inconclusive", simulated=False),
+            "INCONCLUSIVE 1 of 3 pass, 2 not checked",
+        ),
         (samples.run(INCONCLUSIVE[1:], verdict="fail", simulated=False), "FAIL: outside the checks, 1 of 1 pass"),
         (samples.run((), simulated=False), "INCONCLUSIVE: nothing was checked"),
         (
             samples.run(ONE_FAIL, verdict="inconclusive", interrupted=True, not_checked=TWO, simulated=False),
             "INCONCLUSIVE: interrupted, 2 of 5 pass, 1 failed, 2 not checked",
         ),
-        (samples.run(ONE_FAIL, verdict="inconclusive", finished=None, simulated=False), "INCONCLUSIVE: not finished: 2 passed so far, 1 failed"),
-        (samples.run(ONE_FAIL[1:], verdict="inconclusive", finished=None), "INCONCLUSIVE: not finished: 2 passed so far (SIMULATED)"),
-        (samples.run((samples.check("x", expected_failure=True), samples.check("y")), verdict="pass", simulated=False), "PASS 2 of 2, 1 unexpectedly"),
+        (
+            samples.run(ONE_FAIL, verdict="inconclusive", finished=None, simulated=False),
+            "INCONCLUSIVE: not finished: 2 passed so far, 1 failed",
+        ),
+        (
+            samples.run(ONE_FAIL[1:], verdict="inconclusive", finished=None),
+            "INCONCLUSIVE: not finished: 2 passed so far (SIMULATED)",
+        ),
+        (
+            samples.run((samples.check("x", expected_failure=True), samples.check("y")), verdict="pass", simulated=False),
+            "PASS 2 of 2, 1 unexpectedly",
+        ),
     ],
 )
 def test_headline(run, text):

@@ -12,21 +12,15 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-BOOT = [
-    "server_args=ServerArgs(model_path='{model}', served_model_name='{model}', tp_size=1, enable_torch_compile=True, device='cuda', "
-    "disable_cuda_graph=False, api_key='sesame')",
-    "Init torch distributed begin.",
-    "Init torch distributed ends. elapsed=0.01 s, mem usage=0.09 GB",
-    "Load weight begin. avail mem=139.13 GB",
-    "Load weight end. elapsed=0.01 s, type=LlamaForCausalLM, avail mem=125.61 GB, mem usage=13.52 GB.",
-    "Memory pool end. avail mem=83.35 GB",
-    "Capture cuda graph begin. This can take up to several minutes. avail mem=83.26 GB",
-]
-CAPTURED = [
-    "Capture cuda graph end. Time elapsed: 0.10 s. mem usage=0.04 GB. avail mem=83.22 GB.",
-    "max_total_num_tokens=344797, chunked_prefill_size=8192, max_prefill_tokens=16384, max_running_requests=4096, context_len=8192, "
-    "available_gpu_mem=83.22 GB",
-]
+BOOT = """server_args=ServerArgs(model_path='{model}', enable_torch_compile=True, device='cuda', api_key='sesame')
+Init torch distributed begin.
+Init torch distributed ends. elapsed=0.01 s, mem usage=0.09 GB
+Load weight begin. avail mem=139.13 GB
+Load weight end. elapsed=0.01 s, type=LlamaForCausalLM, avail mem=125.61 GB, mem usage=13.52 GB.
+Memory pool end. avail mem=83.35 GB
+Capture cuda graph begin. This can take up to several minutes. avail mem=83.26 GB""".splitlines()
+CAPTURED = """Capture cuda graph end. Time elapsed: 0.10 s. mem usage=0.04 GB. avail mem=83.22 GB.
+max_total_num_tokens=344797, chunked_prefill_size=8192, max_prefill_tokens=16384, max_running_requests=4096""".splitlines()
 TRACE = """Scheduler hit an exception: Traceback (most recent call last):
   File "scheduler.py", line 1, in run_scheduler_process
     scheduler = Scheduler(server_args, port_args)
@@ -71,7 +65,13 @@ class Handler(BaseHTTPRequestHandler):
         if self.path == "/model_info":
             return self.answer(200, {"model_path": options.model})
         if self.path == "/server_info":
-            info = {"model_path": options.model, "tp_size": 1, "enable_torch_compile": True, "disable_cuda_graph": False, "device": "cuda"}
+            info = {
+                "model_path": options.model,
+                "tp_size": 1,
+                "enable_torch_compile": True,
+                "disable_cuda_graph": False,
+                "device": "cuda",
+            }
             return self.answer(200, {**info, "api_key": "sesame", "version": "0.5.11", "internal_states": [info]})
         if self.path == "/v1/loads":
             return self.answer(200, {"loads": [{"num_running_reqs": 1, "num_waiting_reqs": 2}]})

@@ -54,7 +54,7 @@ def test_a_server_that_ignores_sigterm_is_killed_with_its_orphans(fake: Fake) ->
     command = fake("--ignore-term", "--orphan")
     command.start()
     pid = command.state().pid
-    assert _until(lambda: psutil.Process(pid).children())
+    assert _until(psutil.Process(pid).children)
     orphan = psutil.Process(pid).children()[0]
     command.stop(0.2)
     assert command.state().exit_code == -9
@@ -78,8 +78,9 @@ def test_kill_9_of_the_launcher_leaves_nothing(tmp_path: Path, port: int) -> Non
 import sys, time
 from pathlib import Path
 from pytest_sglang.record.clock import SystemClock
-from pytest_sglang.server.command import Command
-command = Command({(sys.executable, "-S", str(Path(__file__).parent / "fake_sglang.py"), "--port", str(port), "--orphan")!r},
+from pytest_sglang.server import command as module
+module.ORPHAN_GRACE_S = 1.0
+command = module.Command({(sys.executable, "-S", str(Path(__file__).parent / "fake_sglang.py"), "--port", str(port), "--orphan")!r},
     url="http://127.0.0.1:{port}", clock=SystemClock(), run_dir=Path({str(tmp_path)!r}))
 command.start()
 print(command.state().pid, flush=True)
@@ -89,7 +90,7 @@ time.sleep(60)
     run = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": root}, text=True)
     assert run.stdout is not None
     server = psutil.Process(int(run.stdout.readline()))
-    assert _until(lambda: server.children())
+    assert _until(server.children)
     reaper = server.parent()
     assert reaper is not None
     everything = [server, *server.children(), reaper]
@@ -198,6 +199,8 @@ def test_log_and_position_at_start_tell_two_starts_apart(fake: Fake) -> None:
     assert _until(lambda: len(command.log().tail_from(command.log_at_start)[0]) == len(first))
 
 
-@pytest.mark.parametrize(("code", "text"), [(0, "exit 0"), (3, "exit 3"), (-9, "killed by SIGKILL"), (-250, "killed by signal 250")])
+@pytest.mark.parametrize(
+    ("code", "text"), [(0, "exit 0"), (3, "exit 3"), (-9, "killed by SIGKILL"), (-250, "killed by signal 250")]
+)
 def test_exit_codes_are_told(code: int, text: str) -> None:
     assert exit_text(code) == text

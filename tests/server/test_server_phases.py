@@ -175,9 +175,21 @@ def test_a_second_server_on_the_same_port_is_not_ready_whatever_its_log_says() -
 
 DEGRADED = [
     ("custom-all-reduce-off", "info", "CustomAllReduceV2 is disabled because it's not supported on more than two PCIe-only GPUs."),
-    ("custom-all-reduce-off", "warn", "Custom allreduce is disabled because your platform lacks GPU P2P capability or P2P test failed."),
-    ("torch-compile-off", "fail", "The model is not torch.compile compatible (e.g. dynamic rope scaling). Disabling torch.compile."),
-    ("kv-cache-full", "warn", "KV cache pool is full. Retract requests. #retracted_reqs: 1, #new_tokens_gained: 2, #new_token_ratio: 0.1 -> 0.2"),
+    (
+        "custom-all-reduce-off",
+        "warn",
+        "Custom allreduce is disabled because your platform lacks GPU P2P capability or P2P test failed.",
+    ),
+    (
+        "torch-compile-off",
+        "fail",
+        "The model is not torch.compile compatible (e.g. dynamic rope scaling). Disabling torch.compile.",
+    ),
+    (
+        "kv-cache-full",
+        "warn",
+        "KV cache pool is full. Retract requests. #retracted_reqs: 1, #new_tokens_gained: 2, #new_token_ratio: 0.1 -> 0.2",
+    ),
     ("compiled-after-ready", "warn", "Triton kernel 'fused' took 3.2 s to compile after serving started. x"),
     ("decode-graphs-off", "warn", "CUDA graph is disabled because of using torch native attention backend"),
 ]
@@ -217,7 +229,9 @@ def test_a_failure_without_a_traceback_is_named(kind: str, line: str) -> None:
 
 
 def test_an_import_error_before_the_first_stamp_is_the_cause() -> None:
-    text = 'Traceback (most recent call last):\n  File "<frozen runpy>", line 198\nModuleNotFoundError: No module named \'sglang\'\n'
+    text = (
+        "Traceback (most recent call last):\n  File \"<frozen runpy>\", line 198\nModuleNotFoundError: No module named 'sglang'\n"
+    )
     found = _read(text)
     assert found.failure is not None
     assert found.failure.cause == "ModuleNotFoundError: No module named 'sglang'"
@@ -238,8 +252,10 @@ def test_a_traceback_that_torch_prints_with_a_warning_is_no_death() -> None:
 def test_of_chained_exceptions_the_first_one_is_told() -> None:
     text = _stamped(0, "server_args=ServerArgs(model_path='m')") + _stamped(
         5,
-        "Scheduler hit an exception: Traceback (most recent call last):\n  a\ntorch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB\n"
-        "\nDuring handling of the above exception, another exception occurred:\n\nTraceback (most recent call last):\n  b\nRuntimeError: later",
+        "Scheduler hit an exception: Traceback (most recent call last):\n  a\n"
+        "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB\n"
+        "\nDuring handling of the above exception, another exception occurred:\n\n"
+        "Traceback (most recent call last):\n  b\nRuntimeError: later",
     )
     found = _read(text)
     assert found.failure is not None
@@ -301,7 +317,8 @@ def test_an_empty_log_is_an_empty_time_line() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "version"), [("0.5.11", (0, 5, 11)), ("v0.5.23.post1", (0, 5, 23)), ("0.5.10rc0", (0, 5, 10)), ("main", None), (None, None)]
+    ("text", "version"),
+    [("0.5.11", (0, 5, 11)), ("v0.5.23.post1", (0, 5, 23)), ("0.5.10rc0", (0, 5, 10)), ("main", None), (None, None)],
 )
 def test_versions_are_read(text: str | None, version: tuple[int, int, int] | None) -> None:
     assert versions.parse(text) == version

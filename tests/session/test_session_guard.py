@@ -122,13 +122,14 @@ def test_kill_9_of_run_and_guard_is_undone_by_hand(state: Path, dials: list[Path
     assert [read_dial(each) for each in dials] == [350, 351, 352]
 
 
-def test_an_orderly_end_lets_the_guard_go(state: Path, dials: list[Path], victims: Victims) -> None:
+def test_an_orderly_end_lets_the_guard_go(state: Path, dials: list[Path], victims: Victims, tmp_path: Path) -> None:
     victim = victims("run-1", dials[0]).wait_changed()
     assert victim.tell("resolve") == "resolved"
     assert victim.tell("close") == "closed 0 0"
     until(lambda: gone(victim.guard_pid), limit_s=2)
     assert not gone(victim.process.pid), "the run itself lives on"
     assert not (state / "guard.log").exists()
+    assert not (tmp_path / "reports" / "run-1" / "guard.log").exists(), "an empty log is not left in the report"
 
 
 def test_what_the_run_could_not_put_back_the_guard_does_after_its_end(dials: list[Path], victims: Victims) -> None:

@@ -69,6 +69,19 @@ def test_resolving_twice_writes_once_and_an_unknown_id_is_refused(journal: Journ
         journal.resolve(9, "?")
 
 
+def test_what_is_put_back_settles_the_later_changes_of_the_same_thing(journal: Journal) -> None:
+    context = {"kind": "systemd"}
+    stop = journal.record("server", "sglang.service", {"active": True}, {"active": False}, context)
+    other = journal.record("power_limit", "GPU-1", 350.0, 250.0)
+    first = journal.record("server", "sglang.service", {"active": False}, {"active": True}, context)
+    second = journal.record("server", "sglang.service", {"active": False}, {"active": True}, context)
+    journal.resolve(second.id, "stopped again")
+    assert journal.open == (stop, other, first), "an earlier change is not settled by a later one"
+    journal.resolve(stop.id, "started again, ready")
+    assert journal.open == (other,), "the guard must not stop the server that was given back"
+    assert read(journal.path).resolved[first.id] == "settled with entry 1: started again, ready"
+
+
 def test_changes_made_in_threads_are_all_there(state: Path, journal: Journal) -> None:
     threads = [threading.Thread(target=journal.record, args=("power_limit", f"GPU-{number}", 1, 2)) for number in range(16)]
     for thread in threads:

@@ -68,15 +68,30 @@ def test_names_that_read_alike_have_files_of_their_own(state: Path) -> None:
 def test_a_forked_child_does_not_keep_the_lock(state: Path) -> None:
     locks = RigLocks(state, NAMES).acquire(Owner.me("run"))
     context = multiprocessing.get_context("fork")
-    event = context.Event()
-    child = context.Process(target=event.wait, args=(20,))
+    up, done = context.Event(), context.Event()
+
+    def work() -> None:
+        up.set()
+        done.wait(20)
+
+    child = context.Process(target=work)
     child.start()
     try:
-        locks.release()
+        assert up.wait(20)
+        # only closed, as the kernel does when the run is killed
+        locks.forget()
         RigLocks(state, NAMES).acquire(Owner.me("next")).release()
     finally:
-        event.set()
+        done.set()
         child.join()
+
+
+def test_letting_go_does_not_wait_for_a_child_that_has_just_been_forked(state: Path) -> None:
+    locks = RigLocks(state, NAMES[:1]).acquire(Owner.me("run"))
+    copy = os.dup(next(iter(locks._descriptors.values())))
+    locks.release()
+    RigLocks(state, NAMES[:1]).acquire(Owner.me("next")).release()
+    os.close(copy)
 
 
 def test_a_forked_childs_end_leaves_the_parents_lock_alone(state: Path) -> None:

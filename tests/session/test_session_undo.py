@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from session_fakes import DIAL, Victim, dead_journal, dead_owner, read_dial, set_dial, until
 
-from pytest_sglang.session import changes
 from pytest_sglang.session import undo as module
+from pytest_sglang.session import undoers
 from pytest_sglang.session.changes import UndoError
 from pytest_sglang.session.journal import Journal, open_entries, path_of
 from pytest_sglang.session.locks import RigLocks
@@ -352,7 +352,7 @@ def test_the_newest_run_is_undone_first(state: Path, dials: list[Path]) -> None:
 
 
 def test_a_process_tree_is_ended_with_what_its_children_left_behind(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(changes.Process, "grace_s", 0.5)
+    monkeypatch.setattr(undoers.Process, "grace_s", 0.5)
     # deaf to SIGTERM: one in another session but still a child, one whose parent is gone, one plain child
     script = "trap '' TERM; setsid sleep 606.1 & sh -c 'sleep 606.2 & exec true'; sleep 606.3 & echo up; wait"
     process = subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE, text=True, start_new_session=True)

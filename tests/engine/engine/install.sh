@@ -8,7 +8,7 @@ set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 folder=${1:-$here/../../../.engine}
 mkdir -p "$folder"; folder=$(cd "$folder" && pwd)
-python=${PYTHON:-python3}
+python=${PYTHON:-$(command -v python3.11 || command -v python3)}
 wanted=$(cat "$here/requirements.txt" "$here/install.sh" "$here/make_model.py" <("$python" -VV) | sha256sum)
 
 # two runs at once: the second waits, and finds the stamp
@@ -20,7 +20,7 @@ rm -f "$folder/.stamp"
   echo "install.sh: the pins are for Python 3.11, this is $("$python" --version) (set PYTHON=python3.11)" >&2; exit 1; }
 echo "installing SGLang for the CPU into $folder/venv (1.8 GB)"
 "$python" -m venv --clear "$folder/venv"
-"$folder/venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --no-input -r "$here/requirements.txt"
+"$folder/venv/bin/python" -m pip install --quiet --quiet --disable-pip-version-check --no-deps --no-input -r "$here/requirements.txt"
 "$folder/venv/bin/python" - <<'CHECK'
 import sys
 

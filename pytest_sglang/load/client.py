@@ -1,0 +1,195 @@
+"""The measuring client: one thread, N connections, every connection open before the clock starts.
+
+Definitions: pytest_sglang.load.rounds. Where the time stamps come from: pytest_sglang.load.stamps.
+"""
+
+from __future__ import annotations
+
+import selectors
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Literal
+
+from pytest_sglang.load import rounds, stamps
+from pytest_sglang.load.connection import ConnectError, Connection, Target
+from pytest_sglang.load.prompts import Prompt
+from pytest_sglang.load.rounds import Exchange
+from pytest_sglang.record.values import Round
+
+__all__ = ["Client", "ConnectError", "Prompt", "Target", "run_round"]
+
+CONNECT_TIMEOUT_S = 10.0
+_LOOK_AT_DEADLINES_S = 0.25
+_NOT_WAITED_NS = 20_000
+
+
+class Client:
+    """``streams`` connections to one server, each busy with one request at a time (closed loop).
+
+    A context manager that owns its sockets. ``connect`` opens them, so that no connection is made while something is measured; a
+    server that closes one after an answer costs a new one before the next request's clock starts.
+    """
+
+    def __init__(self, target: Target, streams: int, *, connect_timeout_s: float = CONNECT_TIMEOUT_S) -> None:
+        if streams < 1:
+            raise ValueError(f"{streams} streams: at least 1")
+        self.target, self.streams = target, streams
+        self._connect_timeout_s = connect_timeout_s
+        self._connections: list[Connection] = []
+        self._selector = selectors.DefaultSelector()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close every socket; what is still being answered is abandoned."""
+        for connection in self._connections:
+            connection.close()
+        self._connections = []
+        self._selector.close()
+
+    def connect(self) -> None:
+        """Open the connections that are not. Raises ConnectError; ValueError for a url that is none."""
+        self._connections = [each for each in self._connections if each.open]
+        while len(self._connections) < self.streams:
+            self._connections.append(Connection(self.target, self._connect_timeout_s))
+
+    @property
+    def stamps(self) -> Literal["kernel", "user"]:
+        """Where the arrival times come from."""
+        kernel = bool(self._connections) and all(each.kernel_stamps for each in self._connections)
+        return "kernel" if kernel else "user"
+
+    def run(
+        self,
+        prompts: Iterable[Prompt],
+        output_tokens: int,
+        *,
+        timeout_s: float,
+        on_exchange: Callable[[Exchange], None] | None = None,
+    ) -> list[Exchange]:
+        """Send every prompt, asking for exactly ``output_tokens`` tokens each: one Exchange a prompt, in their order.
+
+        Never raises for what a server does with a request: one that did not end whole has a failure. ``timeout_s`` is each
+        request's own. Raises ConnectError where not even the first connections can be made.
+        """
+        self.connect()
+        waiting = deque((number, each, self.target.request(each.text, output_tokens)) for number, each in enumerate(prompts))
+        done: dict[int, Exchange] = {}
+        busy: dict[Connection, tuple[int, Prompt]] = {}
+
+        def settle(number: int, exchange: Exchange) -> None:
+            done[number] = exchange
+            if on_exchange is not None:
+                on_exchange(exchange)
+
+        def next_request(connection: Connection) -> None:
+            """Give ``connection`` something to do; requests that end at once (a dead server) are settled here."""
+            while waiting:
+                number, prompt, request = waiting.popleft()
+                try:
+                    connection = self._alive(connection)
+                except ConnectError as error:
+                    settle(number, rounds.unsent(prompt, str(error)))
+                    continue
+                connection.begin(request, output_tokens, timeout_s)
+                if not connection.finished:
+                    busy[connection] = (number, prompt)
+                    self._selector.register(connection.sock, _wanted(connection), connection)
+                    return
+                settle(number, rounds.exchange(connection, prompt))
+
+        try:
+            for connection in list(self._connections):
+                next_request(connection)
+            for connection in self._finished(busy):
+                number, prompt = busy.pop(connection)
+                settle(number, rounds.exchange(connection, prompt))
+                next_request(connection)
+        finally:
+            for connection in busy:
+                self._unregister(connection)
+                connection.close()
+        return [done[number] for number in sorted(done)]
+
+    def _finished(self, busy: dict[Connection, tuple[int, Prompt]]) -> Iterator[Connection]:
+        """Waits for bytes, hands them to their connections, and gives each connection whose request has ended."""
+        looked_s, polled_ns = time.monotonic(), stamps.now_ns()
+        while busy:
+            ready = self._selector.select(_LOOK_AT_DEADLINES_S)
+            woken_ns = stamps.now_ns()
+            # bytes found by a poll that did not wait may lie there since the poll before it
+            since_ns = polled_ns if woken_ns - polled_ns < _NOT_WAITED_NS else woken_ns
+            polled_ns = woken_ns
+            for key, mask in ready:
+                connection: Connection = key.data
+                if mask & selectors.EVENT_WRITE:
+                    connection.writable()
+                    if not connection.finished:
+                        self._selector.modify(connection.sock, _wanted(connection), connection)
+                if mask & selectors.EVENT_READ:
+                    connection.readable(since_ns)
+                if connection.finished:
+                    self._unregister(connection)
+                    yield connection
+            now_s = time.monotonic()
+            if now_s - looked_s >= _LOOK_AT_DEADLINES_S:
+                looked_s = now_s
+                for connection in [each for each in busy if now_s >= each.deadline_s]:
+                    self._unregister(connection)
+                    connection.give_up("no whole answer in time")
+                    yield connection
+
+    def _alive(self, connection: Connection) -> Connection:
+        """``connection``, or a fresh one in its place. Raises ConnectError."""
+        if connection.open:
+            return connection
+        fresh = Connection(self.target, self._connect_timeout_s)
+        self._connections = [fresh if each is connection else each for each in self._connections]
+        return fresh
+
+    def _unregister(self, connection: Connection) -> None:
+        try:
+            self._selector.unregister(connection.sock)
+        except (KeyError, ValueError):
+            return
+
+
+def _wanted(connection: Connection) -> int:
+    return selectors.EVENT_READ | (selectors.EVENT_WRITE if connection.unsent else 0)
+
+
+def run_round(
+    target: Target,
+    prompts: Sequence[Prompt],
+    output_tokens: int,
+    *,
+    index: int,
+    timeout_s: float,
+    on_request: Callable[[dict[str, Any]], None] | None = None,
+) -> Round:
+    """One round: all ``prompts`` at once, a stream each, exactly ``output_tokens`` tokens each. What a server does never raises.
+
+    ``on_request`` gets every request's raw events as plain data, after the round (``Exchange.raw``). Raises ValueError for a url
+    that is none and for no prompts.
+    """
+    if not prompts:
+        raise ValueError("a round without prompts")
+    step: str | None = None
+    with Client(target, len(prompts)) as client:
+        try:
+            client.connect()
+            before_ns = stamps.clock_offset_ns()
+            exchanges = client.run(prompts, output_tokens, timeout_s=timeout_s)
+            step = stamps.clock_step(before_ns, stamps.clock_offset_ns())
+        except ConnectError as error:
+            exchanges = [rounds.unsent(each, str(error)) for each in prompts]
+        source = client.stamps
+    if on_request is not None:
+        for number, each in enumerate(exchanges):
+            on_request(each.raw(round_index=index, number=number, stamps=source))
+    return rounds.make_round(index, exchanges, clock_step=step)

@@ -1,0 +1,122 @@
+"""What a simulated rig was made as: written once, read by every process that works on it."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from pytest_sglang.simulator import hardware
+from pytest_sglang.simulator.faults import FAULTS
+from pytest_sglang.simulator.hardware import Hardware
+
+NAME = "rig.json"
+UNIT = "sglang.service"
+MODEL = "/models/home-70b-awq"
+WRONG_MODEL = "/models/home-32b-gptq"
+FALLING_BACK = 2
+"""The card that loses its limit under the fault power-limit-lost."""
+DEAD_PAIR = (2, 3)
+"""The bridge that is dead under the fault nvlink-dead."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """``seed`` 0: noise of every run is its own."""
+
+    directory: Path
+    hardware_name: str
+    uuids: tuple[str, ...]
+    faults: tuple[str, ...]
+    faults_at_once: bool
+    speed: float
+    port: int
+    seed: int
+    api_key: str | None
+    power_permission: bool
+    boot_id: str
+
+    @property
+    def hardware(self) -> Hardware:
+        """The cards and what they can do."""
+        return hardware.load(self.hardware_name)
+
+    @property
+    def url(self) -> str:
+        """Where the server answers."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def log(self) -> Path:
+        """The unit's log file: standard output and standard error of every start."""
+        return self.directory / "log" / "sglang.log"
+
+    @property
+    def home(self) -> Path:
+        """Home of the server's user."""
+        return self.directory / "home"
+
+    @property
+    def triton_dir(self) -> Path:
+        """Triton's cache."""
+        return self.home / ".cache" / "sglang" / "triton"
+
+    @property
+    def inductor_dir(self) -> Path:
+        """Inductor's cache."""
+        return self.home / ".cache" / "sglang" / "inductor"
+
+    @property
+    def model(self) -> str:
+        """The model that is really served."""
+        return WRONG_MODEL if "wrong-model" in self.faults else MODEL
+
+    @property
+    def dead_pairs(self) -> tuple[tuple[int, int], ...]:
+        """Bridges whose links are inactive."""
+        return (DEAD_PAIR,) if "nvlink-dead" in self.faults else ()
+
+    @property
+    def lost_limit(self) -> tuple[int, ...]:
+        """Cards whose limit falls back to the default."""
+        return (FALLING_BACK,) if "power-limit-lost" in self.faults else ()
+
+    def acts(self, fault: str, start: int) -> bool:
+        """Whether ``fault`` acts in the rig's start number ``start`` (1 = the first)."""
+        if fault not in self.faults:
+            return False
+        return start > 1 or self.faults_at_once or not FAULTS[fault].of_a_start
+
+    def save(self) -> None:
+        """Write it, at once or not at all."""
+        plain = asdict(self) | {"directory": str(self.directory)}
+        write_json(self.directory / NAME, plain)
+
+    @classmethod
+    def load(cls, directory: Path) -> Config:
+        """The rig in ``directory``. Raises FileNotFoundError where there is none, or one that was never finished."""
+        raw = json.loads((Path(directory) / NAME).read_text(encoding="utf-8"))
+        raw |= {"directory": Path(directory), "uuids": tuple(raw["uuids"]), "faults": tuple(raw["faults"])}
+        return cls(**raw)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write JSON beside ``path`` and rename it: a reader sees the old text or the new one."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_text(json.dumps(value, indent=1), encoding="utf-8")
+    beside.rename(path)
+
+
+def boot_id() -> str:
+    """This boot of the machine: CLOCK_MONOTONIC means nothing beyond it."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
+
+
+def new_uuids(count: int) -> tuple[str, ...]:
+    """UUIDs for the cards of a new rig: locks are kept per UUID, so two rigs must not share one."""
+    return tuple(f"GPU-{uuid.uuid4()}" for _ in range(count))

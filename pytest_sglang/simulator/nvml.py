@@ -1,0 +1,474 @@
+"""The simulated cards through the calls of ``pynvml``: its names, argument orders, units, structures and errors.
+
+How a real driver answers is in the recorded dump of an H200 with driver 580; what a GeForce card answers NotSupported to does so here.
+"""
+
+# ruff: noqa: N802, N803, ARG002 - the names are NVML's
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pytest_sglang.simulator.hardware import Hardware
+from pytest_sglang.simulator.nvml_names import CONSTANTS, ERRORS, NVMLError, NvmlNames, Struct
+from pytest_sglang.simulator.state import CardNow, HardwareState
+
+FALLBACK_S = 0.6
+"""A lost power limit is back at the card's default after this."""
+_UNUSED_B = 450 * 2**20
+"""Memory that the driver keeps on an idle card."""
+_LINK_MBYTE_S = 14_062
+_LINK_VERSION = 5  # NVLink 3.1, as GA102 has it (nvml.h, nvmlNvlinkVersion_t)
+
+
+class Handle:
+    """A card, as the binding hands it out."""
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+
+
+class SimulatedNvml(NvmlNames):
+    """In place of the module ``pynvml``. ``dead_pairs``: bridges whose links are inactive; ``lost_limit``: cards that fall back."""
+
+    def __init__(
+        self,
+        directory: Path,
+        hardware: Hardware,
+        uuids: Sequence[str],
+        *,
+        dead_pairs: Sequence[tuple[int, int]] = (),
+        lost_limit: Sequence[int] = (),
+        permission: bool = True,
+    ) -> None:
+        self._directory, self._hardware, self._uuids = Path(directory), hardware, tuple(uuids)
+        self._state = HardwareState(directory, hardware)
+        self._dead_pairs, self._lost_limit, self._permission = tuple(dead_pairs), tuple(lost_limit), permission
+        self._opened = 0
+
+    # --- opening, closing, the system --------------------------------------------------------------------------------------
+
+    def nvmlInit(self) -> None:
+        self._opened += 1
+
+    def nvmlInitWithFlags(self, flags: int) -> None:
+        self._opened += 1
+
+    def nvmlShutdown(self) -> None:
+        self._check_open()
+        self._opened -= 1
+
+    def nvmlErrorString(self, result: int) -> str:
+        return str(NVMLError(result))
+
+    def nvmlSystemGetDriverVersion(self) -> str:
+        self._check_open()
+        return self._hardware.driver
+
+    def nvmlSystemGetNVMLVersion(self) -> str:
+        self._check_open()
+        return f"{self._hardware.cuda // 1000}.{self._hardware.driver}"
+
+    def nvmlSystemGetCudaDriverVersion(self) -> int:
+        self._check_open()
+        return self._hardware.cuda
+
+    def nvmlSystemGetCudaDriverVersion_v2(self) -> int:
+        return self.nvmlSystemGetCudaDriverVersion()
+
+    def nvmlSystemGetProcessName(self, pid: int) -> str:
+        try:
+            return os.readlink(f"/proc/{pid}/exe")
+        except OSError:
+            raise _error("NOT_FOUND") from None
+
+    # --- handles and identity ----------------------------------------------------------------------------------------------
+
+    def nvmlDeviceGetCount(self) -> int:
+        self._check_open()
+        return self._hardware.gpu.count
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> Handle:
+        if not 0 <= index < self.nvmlDeviceGetCount():
+            raise _error("INVALID_ARGUMENT")
+        return Handle(index)
+
+    def nvmlDeviceGetHandleByUUID(self, uuid: str | bytes) -> Handle:
+        return self._find([_text(uuid)], self._uuids)
+
+    def nvmlDeviceGetHandleByPciBusId(self, pciBusId: str | bytes) -> Handle:
+        domain, _, rest = _text(pciBusId).upper().partition(":")
+        long = f"{int(domain or '0', 16):08X}:{rest}"
+        return self._find([long], [self._hardware.bus_id(each) for each in range(self._hardware.gpu.count)])
+
+    def nvmlDeviceGetName(self, handle: Handle) -> str:
+        return self._gpu(handle).name
+
+    def nvmlDeviceGetUUID(self, handle: Handle) -> str:
+        self._check_open()
+        return self._uuids[handle.index]
+
+    def nvmlDeviceGetSerial(self, handle: Handle) -> str:
+        raise self._unsupported()
+
+    def nvmlDeviceGetIndex(self, handle: Handle) -> int:
+        self._check_open()
+        return handle.index
+
+    def nvmlDeviceGetMinorNumber(self, handle: Handle) -> int:
+        self._check_open()
+        return handle.index
+
+    def nvmlDeviceGetPciInfo(self, handle: Handle) -> Struct:
+        return self.nvmlDeviceGetPciInfo_v3(handle)
+
+    def nvmlDeviceGetPciInfo_v3(self, handle: Handle) -> Struct:
+        gpu = self._gpu(handle)
+        return self._pci(handle.index, gpu.pci_device_id, gpu.pci_subsystem_id)
+
+    def nvmlDeviceGetVbiosVersion(self, handle: Handle) -> str:
+        return self._gpu(handle).vbios
+
+    def nvmlDeviceGetBoardId(self, handle: Handle) -> int:
+        return (self._gpu(handle).first_bus + handle.index) << 8
+
+    def nvmlDeviceGetBrand(self, handle: Handle) -> int:
+        self._check_open()
+        return CONSTANTS["NVML_BRAND_GEFORCE"]
+
+    def nvmlDeviceGetArchitecture(self, device: Handle) -> int:
+        self._check_open()
+        return CONSTANTS["NVML_DEVICE_ARCH_AMPERE"]
+
+    def nvmlDeviceGetNumGpuCores(self, device: Handle) -> int:
+        return self._gpu(device).cores
+
+    def nvmlDeviceGetMemoryBusWidth(self, device: Handle) -> int:
+        self._check_open()
+        return 384
+
+    def nvmlDeviceGetCudaComputeCapability(self, handle: Handle) -> tuple[int, int]:
+        return self._gpu(handle).compute_capability
+
+    def nvmlDeviceGetComputeMode(self, handle: Handle) -> int:
+        self._check_open()
+        return CONSTANTS["NVML_COMPUTEMODE_DEFAULT"]
+
+    def nvmlDeviceGetPersistenceMode(self, handle: Handle) -> int:
+        return int(self._gpu(handle).persistence)
+
+    # --- power and energy --------------------------------------------------------------------------------------------------
+
+    def nvmlDeviceGetPowerManagementMode(self, handle: Handle) -> int:
+        self._check_open()
+        return CONSTANTS["NVML_FEATURE_ENABLED"]
+
+    def nvmlDeviceGetPowerManagementLimit(self, handle: Handle) -> int:
+        self._check_open()
+        return round(self._state.limits_w()[handle.index] * 1000)
+
+    def nvmlDeviceGetEnforcedPowerLimit(self, handle: Handle) -> int:
+        return self.nvmlDeviceGetPowerManagementLimit(handle)
+
+    def nvmlDeviceGetPowerManagementDefaultLimit(self, handle: Handle) -> int:
+        return round(self._gpu(handle).default_w * 1000)
+
+    def nvmlDeviceGetPowerManagementLimitConstraints(self, handle: Handle) -> list[int]:
+        gpu = self._gpu(handle)
+        return [round(gpu.min_w * 1000), round(gpu.max_w * 1000)]
+
+    def nvmlDeviceSetPowerManagementLimit(self, handle: Handle, limit: int) -> None:
+        gpu = self._gpu(handle)
+        if not self._permission:
+            raise _error("NO_PERMISSION")
+        if not gpu.min_w * 1000 <= limit <= gpu.max_w * 1000:
+            raise _error("INVALID_ARGUMENT")
+        lost = handle.index in self._lost_limit
+        self._state.set_limit(handle.index, limit / 1000, falls_back_after_s=FALLBACK_S if lost else None)
+
+    def nvmlDeviceGetPowerUsage(self, handle: Handle) -> int:
+        return round(self._now(handle).average_w * 1000)
+
+    def nvmlDeviceGetTotalEnergyConsumption(self, handle: Handle) -> int:
+        return round(self._now(handle).energy_j * 1000)
+
+    def nvmlDeviceGetFieldValues(self, handle: Handle, fieldIds: Sequence[Any]) -> list[Struct]:
+        now = self._now(handle)
+        return [self._field(handle, now, each[0] if isinstance(each, tuple) else each) for each in fieldIds]
+
+    def nvmlDeviceGetViolationStatus(self, device: Handle, perfPolicyType: int) -> Struct:
+        if perfPolicyType >= CONSTANTS["NVML_PERF_POLICY_COUNT"]:
+            raise _error("INVALID_ARGUMENT")
+        capped = perfPolicyType == CONSTANTS["NVML_PERF_POLICY_POWER"] and self._now(device).load > 0.5
+        microseconds = time.monotonic_ns() // 1000
+        return Struct(referenceTime=microseconds, violationTime=microseconds * 1000 if capped else 0)
+
+    # --- state -------------------------------------------------------------------------------------------------------------
+
+    def nvmlDeviceGetPerformanceState(self, handle: Handle) -> int:
+        return 2 if self._now(handle).load > 0 else 8
+
+    def nvmlDeviceGetPowerState(self, handle: Handle) -> int:
+        return self.nvmlDeviceGetPerformanceState(handle)
+
+    def nvmlDeviceGetCurrentClocksEventReasons(self, handle: Handle) -> int:
+        load = self._now(handle).load
+        if load == 0:
+            return CONSTANTS["nvmlClocksEventReasonGpuIdle"]
+        return CONSTANTS["nvmlClocksEventReasonSwPowerCap"] if load > 0.5 else CONSTANTS["nvmlClocksEventReasonNone"]
+
+    def nvmlDeviceGetCurrentClocksThrottleReasons(self, handle: Handle) -> int:
+        return self.nvmlDeviceGetCurrentClocksEventReasons(handle)
+
+    def nvmlDeviceGetSupportedClocksEventReasons(self, handle: Handle) -> int:
+        self._check_open()
+        return CONSTANTS["nvmlClocksEventReasonAll"]
+
+    def nvmlDeviceGetSupportedClocksThrottleReasons(self, handle: Handle) -> int:
+        return self.nvmlDeviceGetSupportedClocksEventReasons(handle)
+
+    def nvmlDeviceGetClockInfo(self, handle: Handle, type: int) -> int:
+        now, gpu = self._now(handle), self._gpu(handle)
+        if type in (CONSTANTS["NVML_CLOCK_SM"], CONSTANTS["NVML_CLOCK_GRAPHICS"]):
+            return self._hardware.curve.mhz(now.limit_w) if now.load > 0 else gpu.clock_sm_idle_mhz
+        if type == CONSTANTS["NVML_CLOCK_MEM"]:
+            # a compute load holds a 3090 in P2, one memory step below its highest
+            return gpu.clock_mem_max_mhz - 250 if now.load > 0 else gpu.clock_mem_idle_mhz
+        if type == CONSTANTS["NVML_CLOCK_VIDEO"]:
+            return 1290 if now.load > 0 else 555
+        raise _error("INVALID_ARGUMENT")
+
+    def nvmlDeviceGetMaxClockInfo(self, handle: Handle, type: int) -> int:
+        gpu = self._gpu(handle)
+        found = {0: gpu.clock_sm_max_mhz, 1: gpu.clock_sm_max_mhz, 2: gpu.clock_mem_max_mhz, 3: 1950}
+        if type not in found:
+            raise _error("INVALID_ARGUMENT")
+        return found[type]
+
+    def nvmlDeviceGetTemperature(self, handle: Handle, sensor: int) -> int:
+        if sensor != CONSTANTS["NVML_TEMPERATURE_GPU"]:
+            raise _error("INVALID_ARGUMENT")
+        return int(self._now(handle).temperature_c)
+
+    def nvmlDeviceGetTemperatureV(self, handle: Handle, sensor: int, version: int = 16777228) -> int:
+        return self.nvmlDeviceGetTemperature(handle, sensor)
+
+    def nvmlDeviceGetTemperatureThreshold(self, handle: Handle, threshold: int) -> int:
+        self._check_open()
+        found = {0: 98, 1: 95, 3: 93}
+        if threshold not in found:
+            raise self._unsupported()
+        return found[threshold]
+
+    def nvmlDeviceGetFanSpeed(self, handle: Handle) -> int:
+        return max(0, min(100, round((self._now(handle).temperature_c - 35) * 2)))
+
+    def nvmlDeviceGetNumFans(self, device: Handle) -> int:
+        self._check_open()
+        return 2
+
+    def nvmlDeviceGetUtilizationRates(self, handle: Handle) -> Struct:
+        load = self._now(handle).load
+        return Struct(gpu=round(98 * load), memory=round(86 * load))
+
+    def nvmlDeviceGetMemoryInfo(self, handle: Handle, version: int | None = None) -> Struct:
+        total = self._gpu(handle).memory_mib * 2**20
+        used = _UNUSED_B + self._now(handle).memory_b
+        return Struct(total=total, free=total - used, used=used)
+
+    def nvmlDeviceGetComputeRunningProcesses(self, handle: Handle) -> list[Struct]:
+        memory_b = self._now(handle).memory_b
+        pid, _ = self._state.owner()
+        if not pid or not memory_b or handle.index not in self._hardware.serving:
+            return []
+        none = 0xFFFFFFFF  # no multi-instance partition
+        return [Struct(pid=pid, usedGpuMemory=memory_b, gpuInstanceId=none, computeInstanceId=none)]
+
+    def nvmlDeviceGetComputeRunningProcesses_v2(self, handle: Handle) -> list[Struct]:
+        return self.nvmlDeviceGetComputeRunningProcesses(handle)
+
+    def nvmlDeviceGetComputeRunningProcesses_v3(self, handle: Handle) -> list[Struct]:
+        return self.nvmlDeviceGetComputeRunningProcesses(handle)
+
+    def nvmlDeviceGetGraphicsRunningProcesses(self, handle: Handle) -> list[Struct]:
+        self._check_open()
+        return []
+
+    def nvmlDeviceGetGraphicsRunningProcesses_v2(self, handle: Handle) -> list[Struct]:
+        return self.nvmlDeviceGetGraphicsRunningProcesses(handle)
+
+    def nvmlDeviceGetGraphicsRunningProcesses_v3(self, handle: Handle) -> list[Struct]:
+        return self.nvmlDeviceGetGraphicsRunningProcesses(handle)
+
+    def nvmlDeviceGetEccMode(self, handle: Handle) -> list[int]:
+        raise self._unsupported()
+
+    def nvmlDeviceGetTotalEccErrors(self, handle: Handle, errorType: int, counterType: int) -> int:
+        raise self._unsupported()
+
+    def nvmlDeviceGetRemappedRows(self, device: Handle) -> tuple[int, int, int, int]:
+        raise self._unsupported()
+
+    def nvmlDeviceGetMigMode(self, device: Handle) -> list[int]:
+        raise self._unsupported()
+
+    def nvmlDeviceGetNumaNodeId(self, handle: Handle) -> int:
+        raise self._unsupported()
+
+    def nvmlDeviceGetSupportedEventTypes(self, handle: Handle) -> int:
+        raise self._unsupported()
+
+    # --- PCIe and links ----------------------------------------------------------------------------------------------------
+
+    def nvmlDeviceGetCurrPcieLinkGeneration(self, handle: Handle) -> int:
+        return self._gpu(handle).pcie_gen if self._now(handle).load > 0 else 1
+
+    def nvmlDeviceGetCurrPcieLinkWidth(self, handle: Handle) -> int:
+        return self._gpu(handle).pcie_width
+
+    def nvmlDeviceGetMaxPcieLinkGeneration(self, handle: Handle) -> int:
+        return self._gpu(handle).pcie_gen
+
+    def nvmlDeviceGetGpuMaxPcieLinkGeneration(self, handle: Handle) -> int:
+        return self._gpu(handle).pcie_gen
+
+    def nvmlDeviceGetMaxPcieLinkWidth(self, handle: Handle) -> int:
+        return self._gpu(handle).pcie_width
+
+    def nvmlDeviceGetPcieReplayCounter(self, handle: Handle) -> int:
+        self._check_open()
+        return 0
+
+    def nvmlDeviceGetNvLinkState(self, device: Handle, link: int) -> int:
+        return int(self._link_is_up(device, link))
+
+    def nvmlDeviceGetNvLinkVersion(self, device: Handle, link: int) -> int:
+        self._link_is_up(device, link)
+        return _LINK_VERSION
+
+    def nvmlDeviceGetNvLinkRemotePciInfo(self, device: Handle, link: int) -> Struct:
+        partner = self._hardware.partner(device.index)
+        if not self._link_is_up(device, link) or partner is None:
+            raise self._unsupported()
+        # the other end is told by its bus id only
+        return self._pci(partner, self._hardware.gpu.pci_device_id, 0)
+
+    def nvmlDeviceGetNvLinkRemoteDeviceType(self, handle: Handle, link: int) -> int:
+        if not self._link_is_up(handle, link):
+            raise self._unsupported()
+        return CONSTANTS["NVML_NVLINK_DEVICE_TYPE_GPU"]
+
+    def nvmlDeviceGetNvLinkCapability(self, device: Handle, link: int, capability: int) -> int:
+        self._link_is_up(device, link)
+        return int(capability != CONSTANTS["NVML_NVLINK_CAP_SYSMEM_ACCESS"])
+
+    def nvmlDeviceGetNvLinkErrorCounter(self, device: Handle, link: int, counter: int) -> int:
+        if not self._link_is_up(device, link):
+            raise self._unsupported()
+        return 0
+
+    def nvmlDeviceGetP2PStatus(self, device1: Handle, device2: Handle, p2pIndex: int) -> int:
+        self._check_open()
+        linked = self._linked(device1.index, device2.index)
+        # GeForce drivers allow peer access over NVLink only
+        return CONSTANTS["NVML_P2P_STATUS_OK"] if linked else CONSTANTS["NVML_P2P_STATUS_CHIPSET_NOT_SUPPORTED"]
+
+    def nvmlDeviceGetTopologyCommonAncestor(self, device1: Handle, device2: Handle) -> int:
+        self._check_open()
+        together = any({device1.index, device2.index} <= set(bridge) for bridge in self._hardware.bridges)
+        return CONSTANTS["NVML_TOPOLOGY_HOSTBRIDGE"] if together else CONSTANTS["NVML_TOPOLOGY_NODE"]
+
+    # --- inside ------------------------------------------------------------------------------------------------------------
+
+    def _check_open(self) -> None:
+        if self._opened <= 0:
+            raise _error("UNINITIALIZED")
+
+    def _gpu(self, handle: Handle) -> Any:
+        self._check_open()
+        return self._hardware.gpu
+
+    def _now(self, handle: Handle) -> CardNow:
+        self._check_open()
+        return self._state.now()[handle.index]
+
+    def _find(self, wanted: list[str], known: Sequence[str]) -> Handle:
+        self._check_open()
+        if wanted[0] not in known:
+            raise _error("NOT_FOUND")
+        return Handle(list(known).index(wanted[0]))
+
+    def _pci(self, index: int, device_id: int, subsystem_id: int) -> Struct:
+        bus_id = self._hardware.bus_id(index)
+        return Struct(
+            busId=bus_id,
+            busIdLegacy=bus_id[4:],
+            domain=0,
+            bus=self._hardware.gpu.first_bus + index,
+            device=0,
+            pciDeviceId=device_id,
+            pciSubSystemId=subsystem_id,
+        )
+
+    def _linked(self, one: int, other: int) -> bool:
+        pair = (min(one, other), max(one, other))
+        return pair in self._hardware.pairs and pair not in self._dead_pairs
+
+    def _link_is_up(self, device: Handle, link: int) -> bool:
+        self._check_open()
+        partner = self._hardware.partner(device.index)
+        if partner is None:
+            raise self._unsupported()
+        if not 0 <= link < self._hardware.links:
+            raise _error("INVALID_ARGUMENT")
+        return self._linked(device.index, partner)
+
+    def _unsupported(self) -> NVMLError:
+        self._check_open()
+        return _error("NOT_SUPPORTED")
+
+    def _field(self, handle: Handle, now: CardNow, field: int) -> Struct:
+        """One field as nvmlDeviceGetFieldValues gives it: its own return code, and a value of its own type (1 unsigned, 3 long)."""
+        gpu, fi = self._hardware.gpu, "NVML_FI_DEV_"
+        up = self._hardware.partner(handle.index) is not None and self._linked(
+            handle.index, self._hardware.partner(handle.index) or 0
+        )
+        speed = (1, _LINK_MBYTE_S if up else 0)
+        known: dict[str, tuple[int, int]] = {
+            "POWER_INSTANT": (1, round(now.power_w * 1000)),
+            "POWER_AVERAGE": (1, round(now.average_w * 1000)),
+            "POWER_CURRENT_LIMIT": (1, round(now.limit_w * 1000)),
+            "POWER_REQUESTED_LIMIT": (1, round(now.limit_w * 1000)),
+            "POWER_MIN_LIMIT": (1, round(gpu.min_w * 1000)),
+            "POWER_MAX_LIMIT": (1, round(gpu.max_w * 1000)),
+            "POWER_DEFAULT_LIMIT": (1, round(gpu.default_w * 1000)),
+            "TOTAL_ENERGY_CONSUMPTION": (3, round(now.energy_j * 1000)),
+            "PCIE_REPLAY_COUNTER": (3, 0),
+            "NVLINK_LINK_COUNT": (1, self._hardware.links),
+            "NVLINK_SPEED_MBPS_COMMON": speed,
+            **{f"NVLINK_SPEED_MBPS_L{link}": speed for link in range(4)},
+            **{f"NVLINK_{name}_ERROR_COUNT_TOTAL": (3, 0) for name in ("CRC_FLIT", "CRC_DATA", "REPLAY", "RECOVERY")},
+        }
+        value_type, number = next((value for name, value in known.items() if CONSTANTS.get(fi + name) == field), (0, -1))
+        union = Struct(**dict.fromkeys(("dVal", "uiVal", "ulVal", "ullVal", "sllVal", "siVal", "usVal"), max(0, number)))
+        return Struct(
+            fieldId=field,
+            scopeId=0,
+            timestamp=time.time_ns() // 1000,
+            latencyUsec=0,
+            valueType=value_type,
+            nvmlReturn=0 if number >= 0 else ERRORS["NVML_ERROR_NOT_SUPPORTED"],
+            value=union,
+        )
+
+
+def _error(name: str) -> NVMLError:
+    return NVMLError(ERRORS[f"NVML_ERROR_{name}"])
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value

@@ -1,0 +1,265 @@
+"""The one unit of a simulated rig, as systemd would keep it: its file, its state, and the daemon that watches over its process."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from pytest_sglang.simulator import procs
+from pytest_sglang.simulator.caches import Caches
+from pytest_sglang.simulator.clock import RigClock
+from pytest_sglang.simulator.config import UNIT, Config, write_json
+from pytest_sglang.simulator.state import HardwareState
+
+NAME = "unit.json"
+STOP_TIMEOUT_S = 90.0
+"""TimeoutStopUSec of the unit, wall seconds."""
+_PACKAGE_PARENT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class UnitState:
+    """``*_us`` are the rig's monotonic microseconds. ``exit_code``: CLD_* of waitid(2), 1 exited, 2 killed, 3 dumped core."""
+
+    active: str = "inactive"
+    sub: str = "dead"
+    result: str = "success"
+    main_pid: int = 0
+    main_ticks: int = 0
+    watcher_pid: int = 0
+    watcher_ticks: int = 0
+    started_us: int = 0
+    exited_us: int = 0
+    exit_code: int = 0
+    exit_status: int = 0
+    restarts: int = 0
+    starts: int = 0
+    stopping: bool = False
+
+    def lives(self) -> bool:
+        """Whether the unit's main process lives."""
+        return procs.alive(self.main_pid, self.main_ticks)
+
+
+class Unit:
+    """The unit of the rig in ``config.directory``."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self._path = config.directory / NAME
+        self.file = config.directory / UNIT
+
+    # --- reading -----------------------------------------------------------------------------------------------------------
+
+    def state(self) -> UnitState:
+        """The state as written; a main process that died together with its watcher counts as failed."""
+        try:
+            state = UnitState(**json.loads(self._path.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            return UnitState()
+        if state.main_pid and not state.lives() and not procs.alive(state.watcher_pid, state.watcher_ticks):
+            return replace(
+                state, active="failed", sub="failed", result="signal", main_pid=0, main_ticks=0, exit_code=2, exit_status=9
+            )
+        return state
+
+    def argv(self) -> list[str]:
+        """The command line: the simulated server with the flags that SGLang itself would have got."""
+        config, hardware = self.config, self.config.hardware
+        flags = ["--model-path", config.model, "--served-model-name", config.model, "--tp", str(len(hardware.serving))]
+        flags += ["--host", "127.0.0.1", "--port", str(config.port), "--enable-torch-compile", "--torch-compile-max-bs", "4"]
+        flags += ["--cuda-graph-max-bs", "24", "--mem-fraction-static", "0.85", "--quantization", "awq_marlin"]
+        flags += ["--disable-piecewise-cuda-graph", "--enable-metrics"]
+        flags += ["--api-key", config.api_key] if config.api_key else []
+        return [sys.executable, "-m", "pytest_sglang.simulator.server", "--rig", str(config.directory), *flags]
+
+    def environment(self) -> dict[str, str]:
+        """What ``Environment=`` of the unit gives the server."""
+        gpus = ",".join(str(index) for index in self.config.hardware.serving)
+        return {
+            "TORCHINDUCTOR_CACHE_DIR": str(self.config.inductor_dir),
+            "TRITON_CACHE_DIR": str(self.config.triton_dir),
+            "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+            "CUDA_VISIBLE_DEVICES": gpus,
+            "HOME": str(self.config.home),
+        }
+
+    def write_file(self) -> None:
+        """The unit file, for people and for ``systemctl cat``."""
+        environment = "\n".join(f'Environment="{name}={value}"' for name, value in self.environment().items())
+        text = f"""[Unit]
+Description=SGLang (simulated)
+After=network-online.target
+
+[Service]
+Type=simple
+User=root
+WorkingDirectory={self.config.home}
+{environment}
+ExecStart={" ".join(self.argv())}
+TimeoutStartSec=1800
+TimeoutStopSec={STOP_TIMEOUT_S:.0f}
+Restart=no
+StandardOutput=append:{self.config.log}
+StandardError=append:{self.config.log}
+
+[Install]
+WantedBy=multi-user.target
+"""
+        self.file.write_text(text, encoding="utf-8")
+
+    # --- changing ----------------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        with open(self.config.directory / f"{NAME}.lock", "a", encoding="ascii") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def _save(self, state: UnitState) -> None:
+        write_json(self._path, asdict(state))
+
+    def start(self) -> None:
+        """Start the server and return as soon as its process exists; nothing happens when it runs already."""
+        with self._locked():
+            state = self.state()
+            if state.lives():
+                return
+            reading, writing = os.pipe()
+            child = os.fork()
+            if child == 0:
+                os.close(reading)
+                self._become_watcher(state, writing)
+            os.close(writing)
+            os.waitpid(child, 0)
+            with open(reading, "rb") as pipe:
+                told = pipe.read()
+        if told != b"started":
+            raise RuntimeError(f"Job for {UNIT} failed because the server's process could not be made: {told.decode()}")
+
+    def _become_watcher(self, state: UnitState, writing: int) -> None:
+        """Runs in the forked child and never returns: detach, start the server, tell the parent, watch until the server is gone."""
+        status = 1
+        try:
+            os.setsid()
+            if os.fork():
+                os._exit(0)
+            self._detach(keep=writing)
+            pid, running = self._launch(state)
+            os.write(writing, b"started")
+            os.close(writing)
+            _, wait_status = os.waitpid(pid, 0)
+            self._ended(running, wait_status)
+            status = 0
+        except BaseException as error:
+            try:
+                os.write(writing, repr(error).encode())
+            except OSError:
+                pass
+        finally:
+            os._exit(status)
+
+    def _detach(self, keep: int) -> None:
+        null = os.open(os.devnull, os.O_RDWR)
+        for stream in (0, 1, 2):
+            os.dup2(null, stream)
+        os.closerange(3, keep)
+        os.closerange(keep + 1, 4096)
+        os.set_inheritable(keep, False)
+        os.chdir("/")
+
+    def _launch(self, state: UnitState) -> tuple[int, UnitState]:
+        config = self.config
+        clock = RigClock(config.directory)
+        config.log.parent.mkdir(parents=True, exist_ok=True)
+        log = os.open(config.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        kept = {name: os.environ[name] for name in ("PATH", "LANG", "LC_ALL", "TZ") if name in os.environ}
+        environment = kept | self.environment() | {"PYTHONPATH": str(_PACKAGE_PARENT), "PYTHONDONTWRITEBYTECODE": "1"}
+        argv = self.argv()
+        started_us = round(clock.to_monotonic(clock.time()) * 1e6)
+        pid = os.fork()
+        if pid == 0:
+            os.setsid()
+            os.dup2(log, 1)
+            os.dup2(log, 2)
+            os.closerange(3, 4096)
+            os.execve(argv[0], argv, environment)
+        os.close(log)
+        own = os.getpid()
+        running = UnitState(
+            active="active",
+            sub="running",
+            main_pid=pid,
+            main_ticks=procs.start_ticks(pid),
+            watcher_pid=own,
+            watcher_ticks=procs.start_ticks(own),
+            started_us=started_us,
+            starts=state.starts + 1,
+        )
+        self._save(running)
+        HardwareState(config.directory, config.hardware).set_owner(pid)
+        return pid, running
+
+    def _ended(self, running: UnitState, wait_status: int) -> None:
+        """What PID 1 does when a main process has ended: keep how, and let everything of it end."""
+        clock = RigClock(self.config.directory)
+        clock.real()
+        HardwareState(self.config.directory, self.config.hardware).set_owner(0)
+        if self.config.acts("cache-cold", running.starts + 1):
+            Caches(self.config.triton_dir, self.config.inductor_dir, self.config.model).empty()
+        killed = os.WIFSIGNALED(wait_status)
+        status = os.WTERMSIG(wait_status) if killed else os.WEXITSTATUS(wait_status)
+        # SIGTERM and its kin are a clean end to systemd, SIGKILL is not unless systemd itself had to send it (then: timeout)
+        clean = status in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGPIPE) if killed else status == 0
+        result = "success" if clean else "signal" if killed else "exit-code"
+        if killed and status == signal.SIGKILL and self.state().stopping:
+            result = "timeout"
+        self._save(
+            replace(
+                running,
+                active="inactive" if clean else "failed",
+                sub="dead" if clean else "failed",
+                result=result,
+                main_pid=0,
+                main_ticks=0,
+                exited_us=round(clock.to_monotonic(clock.time()) * 1e6),
+                exit_code=2 if killed else 1,
+                exit_status=status,
+            )
+        )
+
+    def stop(self) -> None:
+        """SIGTERM, wait, SIGKILL after the unit's time-out; returns when the process is gone and its end is written."""
+        with self._locked():
+            state = self.state()
+            if not state.lives():
+                if state.active in ("active", "deactivating", "failed"):
+                    self._save(replace(state, active="inactive", sub="dead", main_pid=0, main_ticks=0))
+                return
+            self._save(replace(state, active="deactivating", sub="stop-sigterm", stopping=True))
+            if not procs.end(state.main_pid, state.main_ticks, signal.SIGTERM, STOP_TIMEOUT_S):
+                procs.end(state.main_pid, state.main_ticks, signal.SIGKILL)
+            deadline = time.monotonic() + 5.0
+            while procs.alive(state.watcher_pid, state.watcher_ticks) and time.monotonic() < deadline:
+                time.sleep(0.005)
+            left = self.state()
+            if left.active == "deactivating":  # the watcher was killed: nobody else writes the end
+                self._save(replace(left, active="inactive", sub="dead", main_pid=0, main_ticks=0, stopping=False))
+
+    def end(self) -> None:
+        """End every process of the unit at once, without its leave."""
+        try:
+            raw = UnitState(**json.loads(self._path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            return
+        procs.end(raw.main_pid, raw.main_ticks)
+        procs.end(raw.watcher_pid, raw.watcher_ticks, wait_s=2.0)
+        procs.end(raw.watcher_pid, raw.watcher_ticks, signal.SIGKILL, 1.0)

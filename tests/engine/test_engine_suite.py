@@ -1,0 +1,174 @@
+"""The acceptance suite and the fixtures against a real SGLang on the CPU: one server that the run starts, measures, restarts and ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+
+
+ROOT = Path(__file__).resolve().parents[2]
+ENGINE = ROOT / ".engine"
+HERE = Path(__file__).resolve().parent
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def rig_file(
+    folder: Path, *, minimum: str = "20 tok/s", model: str | None = None, flags: tuple[str, ...] = (), env: str = ""
+) -> Path:
+    """A rig file without hardware: the suite can be green on the CPU engine."""
+    port = free_port()
+    command = ["bash", str(HERE / "engine" / "serve.sh"), str(ENGINE), str(port), *flags]
+    path = folder / "rig.toml"
+    path.write_text(
+        f"""
+schema = 1
+[rig]
+name = "cpu engine"
+[server]
+url = "http://127.0.0.1:{port}"
+model = {json.dumps(model or str((ENGINE / "model").resolve()))}
+tp = 1
+command = {json.dumps(command)}
+env = {{ HOME = {json.dumps(str(folder / "home"))}{env} }}
+[start]
+cold = "5 min"
+warm = "3 min"
+silence = "2 min"
+max_new_kernels = 0
+max_autotune_runs = 0
+[[throughput]]
+streams = 1
+quantity = "decode"
+min = "{minimum}"
+[workload]
+prompt_tokens = 32
+output_tokens = 128
+rounds = 4
+max_rounds = 12
+warmups = 1
+"""
+    )
+    (folder / "home").mkdir()
+    return path
+
+
+def run_suite(
+    folder: Path, rig: Path, *arguments: str, suite: Path = ROOT / "acceptance"
+) -> tuple[subprocess.CompletedProcess[str], dict]:
+    environment = {**os.environ, "PYTEST_SGLANG_STATE_DIR": str(folder / "state"), "COLUMNS": "100"}
+    command = [sys.executable, "-m", "pytest", str(suite), f"--rig={rig}", f"--sglang-report-dir={folder / 'reports'}", *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
+    runs = list((folder / "reports").glob("*/run.json"))
+    return done, json.loads(runs[0].read_text()) if runs else {}
+
+
+def left_over(port_text: str) -> list[psutil.Process]:
+    return [
+        each
+        for each in psutil.process_iter(["cmdline"])
+        if port_text in (each.info["cmdline"] or []) and each.status() != psutil.STATUS_ZOMBIE
+    ]
+
+
+def test_the_suite_is_green_on_a_real_sglang(engine: Path, tmp_path: Path) -> None:
+    rig = rig_file(tmp_path)
+    done, run = run_suite(tmp_path, rig, "--sglang-allow-restart")
+    text = done.stdout + done.stderr
+    verdicts = {check["id"]: check["verdict"] for check in run.get("checks", [])}
+    assert verdicts == dict.fromkeys(("server-identity", "ready", "findings", "decode-throughput", "warm-restart"), "pass"), text[
+        -6000:
+    ]
+    assert done.returncode == 0
+    assert [each["id"] for each in run["not_checked"]] == ["cold-start"]
+    assert "PASS 5 of 6, 1 not checked" in done.stdout
+    decode = next(check for check in run["checks"] if check["id"] == "decode-throughput")
+    assert decode["measured"]["failed_requests"]["value"] == 0
+    assert 20 < decode["measured"]["decode_tok_s"]["value"] < 2000
+    start = run["startups"][-1]["startup"]
+    found = [phase["id"] for phase in start["phases"]]
+    assert found[0] == "launch"
+    assert {"arguments", "distributed", "weights", "kv_cache", "port_open", "warmup"} <= set(found)
+    assert 5 < start["ready_s"] < 180
+    assert run["environment"]["server"]["version"] == "0.5.23"
+    assert run["simulated"] is False
+    port = run["environment"]["server"]["url"].rsplit(":", 1)[1]
+    assert not left_over(port)
+    rows = [json.loads(line) for line in next((tmp_path / "reports").glob("*/rounds.jsonl")).read_text().splitlines()]
+    assert rows
+    assert all(row["tokens"] == 128 and row["failure"] is None for row in rows)
+
+
+def test_broken_promises_of_a_real_sglang_are_told(engine: Path, tmp_path: Path) -> None:
+    rig = rig_file(tmp_path, minimum="90000 tok/s")
+    done, run = run_suite(tmp_path, rig)
+    verdicts = {check["id"]: check["verdict"] for check in run["checks"]}
+    assert verdicts["decode-throughput"] == "fail", done.stdout[-4000:]
+    assert verdicts["ready"] == "pass"
+    assert done.returncode == 1
+
+
+def test_another_model_than_the_promised_one_is_told_and_nothing_is_measured(engine: Path, tmp_path: Path) -> None:
+    rig = rig_file(tmp_path, model="/models/something-else")
+    done, run = run_suite(tmp_path, rig)
+    verdicts = {check["id"]: (check["verdict"], check["inconclusive_because"]) for check in run["checks"]}
+    assert verdicts["server-identity"] == ("fail", None), done.stdout[-4000:]
+    assert verdicts["decode-throughput"] == ("inconclusive", "server-identity")
+    assert not list((tmp_path / "reports").glob("*/rounds.jsonl"))
+
+
+def test_a_start_that_crashes_is_told_with_its_true_cause(engine: Path, tmp_path: Path) -> None:
+    rig = rig_file(tmp_path, flags=("--enable-torch-compile", "--torch-compile-max-bs", "4"))
+    done, run = run_suite(tmp_path, rig)
+    check = next(check for check in run["checks"] if check["id"] == "server-identity")
+    assert check["verdict"] == "fail", done.stdout[-4000:]
+    assert "AttributeError" in f"{check['message']} {check['cause']}"
+    assert done.returncode == 1
+
+
+def test_torch_compile_warm_restart_on_a_real_sglang_adds_no_new_kernel_name(engine: Path, tmp_path: Path) -> None:
+    rig = rig_file(tmp_path, flags=("--enable-torch-compile", "--torch-compile-max-bs", "4"), env=', SGLANG_CPU_COMPILE_FIX = "1"')
+    done, run = run_suite(tmp_path, rig, "--sglang-allow-restart", "-k", "server_identity or ready or warm_restart")
+    check = next(check for check in run["checks"] if check["id"] == "warm-restart")
+    assert check["verdict"] == "pass", done.stdout[-6000:]
+    assert check["measured"]["new_kernels"]["value"] == 0
+    assert run["startups"][-1]["startup"]["capture_s"] > 5
+
+
+def test_a_users_own_suite_on_a_real_sglang(engine: Path, tmp_path: Path) -> None:
+    suite = tmp_path / "mine"
+    suite.mkdir()
+    (suite / "test_mine.py").write_text(
+        """
+
+
+@pytest.mark.min_throughput("20 tok/s")
+def test_fast_enough(sglang_server):
+    result = sglang_server.measure(streams=1, output_tokens=64)
+    assert result.failed == 0
+
+@pytest.mark.min_throughput("20 tok/s")
+def test_measured_nothing(sglang_server):
+    assert sglang_server.model
+
+@pytest.mark.ready_within("3 min", start="warm")
+@pytest.mark.needs_restart
+def test_restart(sglang_server):
+    sglang_server.restart()
+"""
+    )
+    done, run = run_suite(tmp_path, rig_file(tmp_path), suite=suite)
+    verdicts = {check["id"]: check["verdict"] for check in run["checks"]}
+    assert verdicts == {"fast-enough": "pass", "measured-nothing": "inconclusive"}, done.stdout[-5000:]
+    assert done.returncode == 6
+    assert run["not_checked"][0]["id"] == "restart"

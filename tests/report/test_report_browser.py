@@ -1,0 +1,239 @@
+"""The page in a real browser: no console error, no request, charts not blank, light and dark, wide and narrow."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import report_samples as samples
+
+from pytest_sglang.report import standalone
+
+CHROMIUM = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+CONFTEST = """
+import report_samples as samples
+from pytest_sglang.report import summary
+
+RUN = samples.mixed_run()
+
+def pytest_html_report_title(report):
+    report.title = summary.title(RUN)
+
+def pytest_html_results_table_header(cells):
+    cells[3:3] = summary.header_cells()
+
+def pytest_html_results_table_row(report, cells):
+    number = int(report.nodeid.split("[")[1].rstrip("]")) if "[" in report.nodeid else None
+    cells[3:3] = summary.row_cells(RUN.checks[number] if number is not None else None)
+
+def pytest_html_results_summary(prefix):
+    prefix.extend(summary.summary_html(RUN))
+"""
+TESTS = """
+import pytest
+
+@pytest.mark.parametrize("number", range(10))
+def test_check(number):
+    assert number != 1, "the limit of GPU 3 fell back"
+
+def test_of_the_users_own():
+    pass
+"""
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if CHROMIUM is None:
+        pytest.skip("no chromium on this machine (apt-get install chromium)")
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (pip install playwright)")
+    with playwright.sync_playwright() as driver:
+        started = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        try:
+            yield started
+        finally:
+            started.close()
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory):
+    """Our page of each kind of run, and pytest-html's page with our blocks in it."""
+    folder = tmp_path_factory.mktemp("pages")
+    for name, run in (("good", samples.run()), ("mixed", samples.mixed_run())):
+        (folder / f"{name}.html").write_text(standalone.render(run), encoding="utf-8")
+    (folder / "conftest.py").write_text(CONFTEST)
+    (folder / "test_checks.py").write_text(TESTS)
+    environment = {
+        **os.environ,
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+        "PYTHONPATH": os.pathsep.join([os.path.dirname(__file__), *filter(None, sys.path)]),
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "pytest_metadata.plugin",
+        "-p",
+        "pytest_html.plugin",
+    ]
+    subprocess.run(
+        [*command, "--html=pytest-html.html", "--self-contained-html"],
+        cwd=folder,
+        env=environment,
+        check=False,
+        capture_output=True,
+        timeout=60,
+    )
+    return folder
+
+
+@pytest.fixture
+def visit(browser, pages):
+    """Opens a page; at the end nothing may have been complained about and nothing asked from elsewhere."""
+    contexts, noise = [], []
+
+    def opened(name, **settings):
+        context = (
+            browser.new_context(viewport={"width": 1100, "height": 800}, **settings)
+            if "viewport" not in settings
+            else browser.new_context(**settings)
+        )
+        contexts.append(context)
+        page = context.new_page()
+        address = (pages / name).as_uri()
+        page.on("console", lambda message: noise.append(f"{message.type}: {message.text}"))
+        page.on("pageerror", lambda error: noise.append(str(error)))
+        page.on("request", lambda request: noise.append(request.url) if request.url != address else None)
+        page.goto(address)
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert noise == []
+
+
+def shades(element):
+    """Of an element's picture: how many colours, its corner's brightness, the share of pixels that differ from the corner."""
+    import matplotlib.image
+    import numpy
+
+    pixels = matplotlib.image.imread(io.BytesIO(element.screenshot()), format="png")[:, :, :3]
+    corner = pixels[0, 0]
+    differing = (numpy.abs(pixels - corner).max(axis=2) > 0.1).mean()
+    return len(numpy.unique((pixels * 15).astype(int).reshape(-1, 3), axis=0)), float(corner.mean()), float(differing)
+
+
+@pytest.mark.parametrize(
+    ("name", "scheme"),
+    [("good.html", "light"), ("mixed.html", "dark"), ("pytest-html.html", "light"), ("pytest-html.html", "dark")],
+)
+def test_charts_are_drawn_in_the_colours_of_the_page(visit, name, scheme):
+    page = visit(name, color_scheme=scheme)
+    charts = page.locator("svg.sg-svg")
+    assert charts.count() >= 9
+    for number in (0, 2, charts.count() - 1):
+        colours, background, inked = shades(charts.nth(number))
+        assert colours > 5
+        assert inked > 0.01
+        assert (background > 0.9) if scheme == "light" else (background < 0.2)
+
+
+@pytest.mark.parametrize("name", ["good.html", "mixed.html", "pytest-html.html"])
+def test_nothing_is_wider_than_the_window(visit, name):
+    page = visit(name)
+    for width in (360, 640, 800, 1600):
+        page.set_viewport_size({"width": width, "height": 740})
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_text_in_charts_can_be_read_on_a_phone(visit):
+    page = visit("mixed.html", viewport={"width": 360, "height": 740})
+    heights = page.locator("svg.sg-svg text").evaluate_all(
+        "elements => elements.map(element => element.getBoundingClientRect().height)"
+    )
+    assert min(heights) > 9
+
+
+def test_text_of_a_chart_stays_inside_it(visit):
+    page = visit("mixed.html")
+    outside = page.locator("svg.sg-svg text").evaluate_all(
+        """elements => elements.filter(element => {
+            const box = element.getBoundingClientRect(), room = element.ownerSVGElement.getBoundingClientRect();
+            return box.left < room.left - 1 || box.right > room.right + 1 || box.top < room.top - 1 || box.bottom > room.bottom + 1;
+        }).map(element => element.textContent)"""
+    )
+    assert outside == []
+
+
+def test_verdict_is_the_first_thing_on_the_page_and_what_was_not_checked_the_next(visit):
+    for name in ("mixed.html", "pytest-html.html"):
+        page = visit(name)
+        top = page.locator(".sg-headline").bounding_box()
+        unchecked = page.locator(".sg-unchecked").bounding_box()
+        table = page.locator(".sg-promises").bounding_box()
+        assert 0 < top["y"] < 200
+        assert top["y"] < unchecked["y"] < table["y"]
+        assert page.locator(".sg-headline").inner_text().startswith("FAIL 2 of 11")
+
+
+def test_columns_of_pytest_html_carry_the_numbers_under_their_heads(visit):
+    page = visit("pytest-html.html")
+    assert page.title() == "six-3090 at 250 and 390 W · SIMULATED"
+    heads = page.locator("#results-table-head th").all_inner_texts()
+    assert heads == ["Result", "Test", "Duration", "Measured", "Limit", "Margin", "Verdict", "Links"]
+    cells = page.locator("tbody", has_text="test_check[7]").locator("tr.collapsible td").all_inner_texts()
+    assert cells[3:7] == ["41.9 tok/s (41.6 to 42.2)", "≥ 42 tok/s", "−0.2 %", "pass (marginal)"]
+    own = page.locator("tbody", has_text="test_of_the_users_own").locator("tr.collapsible td")
+    assert own.count() == len(heads)
+
+
+def test_all_numbers_open_by_keyboard(visit):
+    page = visit("good.html")
+    numbers = page.locator("details", has_text="time to first token").first
+    assert not numbers.locator("dl").is_visible()
+    numbers.locator("summary").focus()
+    page.keyboard.press("Enter")
+    assert numbers.locator("dl").is_visible()
+
+
+def test_text_has_enough_contrast(visit):
+    """WCAG 2 AA: 4.5 to 1 for every colour that text is written in, on both backgrounds of the page."""
+    for scheme in ("light", "dark"):
+        page = visit("mixed.html", color_scheme=scheme)
+        names = ["ink", "muted", "strong", "pass", "fail", "warn", "bg", "soft"]
+        colours = page.evaluate(
+            "names => names.map(name => getComputedStyle(document.documentElement).getPropertyValue('--sg-' + name).trim())", names
+        )
+        found = dict(zip(names, map(luminance, colours), strict=True))
+        for ground in ("bg", "soft"):
+            for name in names[:-2]:
+                light, dark = max(found[name], found[ground]), min(found[name], found[ground])
+                assert (light + 0.05) / (dark + 0.05) >= 4.5, (scheme, name, ground)
+
+
+def luminance(colour):
+    parts = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def test_it_prints(visit):
+    assert visit("mixed.html").pdf(format="A4")[:5] == b"%PDF-"

@@ -1,0 +1,55 @@
+"""``make soak``: every fault through the whole suite, and repeated clean runs; prints a table, exit code 1 on any surprise.
+
+usage: soak.py [CLEAN_RUNS]      (default 10; about a minute a run)
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / "tests" / "acceptance")]
+
+from faults import TABLE, verdicts  # noqa: E402
+
+
+def run(fault: str, folder: Path) -> tuple[dict[str, str], int, float]:
+    """One whole run of the suite: its verdicts, its exit code, its wall seconds."""
+    import json
+
+    arguments = [f"--sglang-fault={fault}"] if fault else []
+    command = [sys.executable, "-m", "pytest", "acceptance/", "--power=250", "--rig=simulated", f"--sglang-report-dir={folder}", *arguments]
+    began = time.monotonic()
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "PYTEST_SGLANG_STATE_DIR": str(folder / "state")}, timeout=600
+    )
+    records = list(folder.glob("*/run.json"))
+    found = verdicts(json.loads(records[0].read_text())) if records else {}
+    if not found:
+        print(done.stdout[-2000:], done.stderr[-2000:])
+    return found, done.returncode, time.monotonic() - began
+
+
+def main() -> int:
+    """Run everything; 0 when all is as the table says."""
+    clean = int(sys.argv[1]) if len(sys.argv) > 1 else 10
+    wrong = 0
+    for fault in [*[name for name in TABLE if name], *[""] * clean]:
+        with tempfile.TemporaryDirectory() as folder:
+            found, code, seconds = run(fault, Path(folder))
+        expected = 1 if "fail" in TABLE[fault].values() else 0
+        differs = {check: (TABLE[fault][check], found.get(check)) for check in TABLE[fault] if found.get(check) != TABLE[fault][check]}
+        good = not differs and code == expected
+        wrong += not good
+        print(f"{'ok ' if good else 'BAD'} {fault or 'clean':18} exit {code}  {seconds:5.1f} s  {differs or ''}", flush=True)
+    print(f"{wrong} surprises")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
