@@ -153,8 +153,8 @@ def _numbers(version: str | None) -> tuple[int, ...] | None:
 def environment_of(pid: int) -> dict[str, str] | None:
     """The environment with which process ``pid`` was started; None where it cannot be read.
 
-    setproctitle blanks the environment of SGLang's schedulers and detokenizer, wholly or up to a variable that was set late: what is
-    left there is completed by the nearest parent of the same user that is not blanked, since children inherit. Variables that
+    setproctitle blanks the environment of SGLang's schedulers and detokenizer, wholly or up to a variable that was set late: what
+    is left there is completed by the nearest parent of the same user that is not blanked, since children inherit. Variables that
     a process sets itself never show in it (in its children they do): defaults by version are ``locate``'s.
     """
     owner, left = _owner(pid), dict[str, str]()

@@ -11,7 +11,7 @@ from pytest_sglang.hooks.active import Active
 
 
 class TerminalProgress:
-    """One line that moves on a terminal; in a CI log a plain line at most every 30 s; nothing under -q."""
+    """One line that moves on a terminal; in a CI log a plain line for every 30 s that something lasts; nothing under -q."""
 
     EVERY_S = 30.0
 
@@ -20,7 +20,7 @@ class TerminalProgress:
         self._writer: Any = config.get_terminal_writer()
         self._quiet = config.get_verbosity() < 0
         self._tty = bool(getattr(self._writer, "hasmarkup", False)) and self._writer._file.isatty()
-        self._last = 0.0
+        self._last = time.monotonic()
         self._drawn = False
 
     def update(self, text: str | None) -> None:
@@ -35,7 +35,9 @@ class TerminalProgress:
                 return
             self._last, self._drawn = now, text is not None
             self._write("\r\x1b[2K" + ("" if text is None else _fit(text, self._writer.fullwidth - 1)))
-        elif text is not None and now - self._last >= self.EVERY_S:
+        elif text is None:
+            self._last = now
+        elif now - self._last >= self.EVERY_S:
             self._last = now
             self._write(f"\n  {text}\n")
 

@@ -2,9 +2,9 @@
 
 The series is looked at after ``min_rounds`` rounds and then at growing distances (5, 8, 13, 21, 30 for 5 to 30 rounds), not after
 every round: each look costs a part of the error budget 1 - confidence. At look k the interval
-exp(mean ± t(1 - a_k/2, n - 1) · s / sqrt(n)) decides when it lies wholly on one side of the limit. The parts a_k add up to the budget; since the looks share rounds, their
-errors overlap, and what is left (a tenth) pays for a series that begins anew (below). Error rates at the default 99 %, 5 to 30
-rounds, simulated in the tests:
+exp(mean ± t(1 - a_k/2, n - 1) · s / sqrt(n)) decides when it lies wholly on one side of the limit. The parts a_k add up to the
+budget; since the looks share rounds, their errors overlap, and what is left (a tenth) pays for a series that begins anew (below).
+Error rates at the default 99 %, 5 to 30 rounds, simulated in the tests:
 
 - a rig exactly at its limit is called pass or fail in fewer than 1 % of runs, both together; one 3 % off is called wrongly in fewer
   than 0.1 % at a noise (CV) of 1 to 5 %;

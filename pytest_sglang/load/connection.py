@@ -117,7 +117,7 @@ class Connection:
         self._payloads: list[bytes] = []
         self._error_body = b""
         self._headers: dict[str, str] = {}
-        self._whole = False
+        self._whole, self._keep_alive = False, False
         self._plain_answer = False
         self.finished = False
         self.late_ns = []
@@ -205,7 +205,7 @@ class Connection:
             self.reader.fail(f"no event stream: content type {self._headers.get('content-type') or 'missing'}")
         elif self._events.unfinished:
             self.reader.fail("the stream ended inside an event")
-        self._end("", close=not self._parser.should_keep_alive())
+        self._end("", close=not self._keep_alive)
 
     def _end(self, why: str, *, close: bool) -> None:
         if why:
@@ -238,8 +238,8 @@ class Connection:
         self._payloads.extend(self._events.feed(body))
 
     def on_message_complete(self) -> None:
-        """The answer is whole, as far as HTTP knows."""
-        self._whole = True
+        """The answer is whole, as far as HTTP knows; only now the parser still knows whether the connection stays."""
+        self._whole, self._keep_alive = True, self._parser.should_keep_alive()
 
 
 def _tls(plain: socket.socket, host: str, verify: bool) -> ssl.SSLSocket:

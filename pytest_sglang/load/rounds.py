@@ -1,9 +1,10 @@
 """From requests to a round's figures. All times are arrival times at this machine; all counts are the server's.
 
-For one stream of n tokens, sent at t_sent, whose first tokens (k of them, as a rule 1) arrived at t_first and whose last at t_last:
+For one stream of n tokens, sent at t_sent, whose first tokens (k of them, as a rule 1, in one read) arrived at t_first, its last at
+t_last:
 
 - TTFT = t_first - t_sent.
-- decode tok/s = (n - k) / (t_last - t_first), which is (n - 1) / (t_last - t_first) where the first event brought one token.
+- decode tok/s = (n - k) / (t_last - t_first), which is (n - 1) / (t_last - t_first) where one token came first.
 - end-to-end tok/s = n / (t_last - t_sent).
 - ITL: the gap between consecutive token events; an event of m tokens gives m samples of gap/m. Events that one read merged have no
   time of their own and give none.
@@ -55,7 +56,7 @@ class Exchange(Value, frozen=True, kw_only=True):
         times, counts = self.answer.times_ns, self.answer.counts
         if len(times) < 2 or times[-1] <= times[0]:
             return None
-        first = 1 if self.answer.clock == "events" else counts[0]
+        first = counts[bisect_right(times, times[0]) - 1]
         return (counts[-1] - first) * 1e9 / (times[-1] - times[0])
 
     @property

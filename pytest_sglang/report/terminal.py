@@ -24,6 +24,10 @@ MARKUP: dict[view.Standing, dict[str, Any]] = {
 _HEAD = ("promise", "measured", "limit", "verdict")
 
 
+MOST = 18
+"""Characters of a cell: "22 min 04 s" and ">= 42.5 tok/s" fit."""
+
+
 def promise_table(run: Run, width: int, colours: bool) -> list[Line]:
     """Lines with their markup (empty without ``colours``): not checked, table, causes, warnings."""
     width = max(min(width, WIDEST), 40)
@@ -70,7 +74,7 @@ def _table(run: Run, width: int) -> list[Line]:
     rows = view.rows(run)
     if not rows:
         return [("no check was made", {"yellow": True})]
-    cells = [(row.label, row.measured, row.limit, row.word) for row in rows]
+    cells = [(row.label, _tail(row.measured), _tail(row.limit), row.word) for row in rows]
     others = [max(len(_HEAD[column]), *(len(each[column]) for each in cells)) for column in (1, 2, 3)]
     room = width - sum(others) - 6
     wanted = max(len(_HEAD[0]), *(len(each[0]) for each in cells))
@@ -82,6 +86,11 @@ def _table(run: Run, width: int) -> list[Line]:
         if row.cause:
             lines += [(text, {}) for text in _wrapped(row.cause, width, "    ", "    ")]
     return lines
+
+
+def _tail(text: str) -> str:
+    """A long name by its end, where model names differ; numbers are never that long."""
+    return text if len(text) <= MOST else f"…{text[1 - MOST :]}"
 
 
 def _columns(cells: tuple[str, ...], first: int, others: list[int]) -> str:

@@ -81,7 +81,8 @@ def _nvlink(at: _At, raw: object, count: int) -> None:
         for gpu in pair:
             if gpu >= count:
                 place.wrong(f"[{pair[0]}, {pair[1]}]", _beyond(gpu, count))
-            elif gpu in used:
+                break
+            if gpu in used:
                 place.wrong(
                     f"[{pair[0]}, {pair[1]}]", f"has GPU {gpu}, which is in pairs[{used[gpu]}] already (a bridge joins two cards)"
                 )

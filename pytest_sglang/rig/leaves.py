@@ -118,8 +118,8 @@ def quantity(unit: str, sign: str = "", *, zero: bool = False) -> Leaf:
             means = f"{sign!r} is what this key means" if sign else "this key takes none"
             return place.wrong(shown(value), f"begins with {before[1]!r}, but {means} (write e.g. {units.example(unit)})")
         if number < 0 or (number == 0 and not zero):
-            least = "not below zero" if zero else "above zero"
-            return place.wrong(shown(value), f"is not {least} (write e.g. {units.example(unit)})")
+            least = "is below zero" if zero else "is not above zero"
+            return place.wrong(shown(value), f"{least} (write e.g. {units.example(unit)})")
         return number
 
     return leaf
@@ -127,13 +127,13 @@ def quantity(unit: str, sign: str = "", *, zero: bool = False) -> Leaf:
 
 def whole(example: int, low: int = 1, high: int | None = None) -> Leaf:
     """A whole number from ``low`` to ``high``."""
-    span = f"from {low} to {high}" if high is not None else f"not below {low}"
+    beyond = f"is not from {low} to {high}" if high is not None else f"is below {low}"
 
     def leaf(value: object, place: Place) -> Any:
         if not _is(value, int):
             return place.wrong(shown(value), f"is not a whole number (write e.g. {example})")
         if not low <= int(str(value)) <= (high if high is not None else math.inf):
-            return place.wrong(shown(value), f"is not {span} (write e.g. {example})")
+            return place.wrong(shown(value), f"{beyond} (write e.g. {example})")
         return value
 
     return leaf

@@ -68,7 +68,6 @@ def identify(
     tp, compiled = arguments.get("tp_size"), _torch_compile(arguments)
     findings += _promises(server, names, model, tp, compiled, arguments)
     pid = listening[0].pid if listening else controller_state.pid
-    launched = arguments.get("launch_command")
     return Identity(
         local=local,
         pid=pid,
@@ -79,11 +78,19 @@ def identify(
         tp=tp if isinstance(tp, int) else None,
         torch_compile=compiled,
         version=str(arguments["version"]) if arguments.get("version") else None,
-        argv=processes.cmdline(processes.launcher(pid)) if local and pid else (redact.text(str(launched)),) if launched else (),
+        argv=_argv(pid if local else None, arguments),
         arguments={key: value for key, value in arguments.items() if key != "internal_states"},
         findings=tuple(findings),
         unreadable=tuple(unreadable),
     )
+
+
+def _argv(pid: int | None, arguments: dict[str, Any]) -> tuple[str, ...]:
+    """The command line of the process, else the one that the server tells (0.5.20 and later)."""
+    if pid:
+        return processes.cmdline(processes.launcher(pid))
+    launched = arguments.get("launch_command")
+    return (redact.text(str(launched)),) if launched else ()
 
 
 def _process(

@@ -9,7 +9,8 @@ from typing import Any, Literal
 import msgspec
 
 from pytest_sglang.record.values import Finding, Phase, Value
-from pytest_sglang.server import redact, versions
+from pytest_sglang.server import causes, redact, versions
+from pytest_sglang.server.causes import Failure
 from pytest_sglang.server.log import LogLine
 from pytest_sglang.server.versions import Mark, Version
 
@@ -19,10 +20,6 @@ _BAR = re.compile(
 )
 _TRAFFIC = ("Decode batch", "Prefill batch")
 _LEVEL = re.compile(r"^(?:INFO|WARNING|ERROR):\s+")
-_TRACEBACK = "Traceback (most recent call last)"
-_EXCEPTION = re.compile(
-    r"^(?:[A-Za-z_][\w.]*\.)?[A-Za-z_]\w*(?:Error|Exception|Exit|Interrupt|Warning|Failure|Timeout|Expired|Iteration)\b.*"
-)
 _TIMING = re.compile(r"(\w+)=([\d.]+)")
 _FACT = {
     "model_path": str,
@@ -37,15 +34,6 @@ _FACT = {
     "log_level": str,
     "skip_server_warmup": bool,
 }
-
-
-class Failure(Value, frozen=True):
-    """Why a start failed: ``kind`` as in the table of failures, ``cause`` in one line, ``traceback`` the first one in the log."""
-
-    kind: str
-    cause: str
-    traceback: str = ""
-    at: float | None = None
 
 
 class Timeline(Value, frozen=True, kw_only=True):
@@ -186,38 +174,27 @@ def timeline(
     """
     hint = versions.parse(version)
     known = hint is None or versions.is_known(hint)
-    reader = _Reader(hint if known else None)
-    first = next((line.time for line in lines if line.time is not None), None)
-    now = first
-    for index, line in enumerate(lines):
-        now = line.time if line.time is not None else now
-        reader.feed(index, line, now)
+    reader, first, now = _scan(lines, hint if known else None)
     zero = launched_at if launched_at is not None else first
     if port_open_at is not None and reader.marks:
         reader.first["port_open"] = port_open_at
-    if ready_at is None:
-        ready_at = (reader.first.get("ready") or reader.health_ok_at) if reader.bound else None
-    failure = _failure(lines, reader)
-    findings = list(reader.findings.values())
-    if failure is not None and (ready_at is None or failure.at is None or failure.at >= ready_at):
-        findings.append(Finding("died" if failure.kind != "port-taken" else "port-taken", "fail", "server log", failure.cause))
+    if ready_at is None and reader.bound:
+        ready_at = reader.first.get("ready") or reader.health_ok_at
     phases: tuple[Phase, ...] = ()
+    if known and zero is not None and first is not None:
+        phases = _phases(reader, zero=zero, first=first, ready_at=ready_at, ended_at=ended_at)
+    failure, facts = causes.failure(lines, reader.failures), _facts(reader.echo)
+    findings = _findings(reader, facts, phases, ready_at, failure)
     if not known:
         detail = (
             f"phases unknown: SGLang {version} is not one of {versions.name(versions.OLDEST)} to {versions.name(versions.NEWEST)}"
         )
         findings.append(Finding("phases-unknown", "info", "server log", detail))
-    elif zero is not None and first is not None:
-        phases = _phases(reader, zero=zero, first=first, ready_at=ready_at, ended_at=ended_at)
-    facts = _facts(reader.echo)
-    findings = _settled(findings, reader, facts)
-    findings += _compile_findings(reader, facts, phases, ready_at, findings)
-    current = _current(phases, ready_at)
     return Timeline(
         launched_at=zero,
         launched_at_is="launch" if launched_at is not None else "first line",
         phases=phases,
-        phase=current,
+        phase=_current(phases, ready_at),
         inside=reader.bar if reader.bar_at_mark == reader.marks else "",
         port_open_at=reader.first.get("port_open") if reader.bound else None,
         ready_at=ready_at,
@@ -233,6 +210,26 @@ def timeline(
         last_lines=tuple(redact.text(line.raw)[:300] for line in lines[-10:]),
         bound=reader.bound,
     )
+
+
+def _scan(lines: list[LogLine], version: Version | None) -> tuple[_Reader, float | None, float | None]:
+    """The marks of all lines, the first stamp and the last one."""
+    reader = _Reader(version)
+    first = now = next((line.time for line in lines if line.time is not None), None)
+    for index, line in enumerate(lines):
+        now = line.time if line.time is not None else now
+        reader.feed(index, line, now)
+    return reader, first, now
+
+
+def _findings(
+    reader: _Reader, facts: dict[str, Any], phases: tuple[Phase, ...], ready_at: float | None, failure: Failure | None
+) -> list[Finding]:
+    """What was lost, and what killed it: a failure after readiness is one of serving, before it one that was overcome."""
+    findings = _settled(list(reader.findings.values()), reader, facts)
+    if failure is not None and (ready_at is None or failure.at is None or failure.at >= ready_at):
+        findings.append(Finding("died" if failure.kind != "port-taken" else "port-taken", "fail", "server log", failure.cause))
+    return findings + _compile_findings(reader, facts, phases, ready_at, findings)
 
 
 def _phases(reader: _Reader, *, zero: float, first: float, ready_at: float | None, ended_at: float | None) -> tuple[Phase, ...]:
@@ -349,50 +346,3 @@ def _settled(findings: list[Finding], reader: _Reader, facts: dict[str, Any]) ->
     if facts.get("device") == "cpu":
         return [msgspec.structs.replace(each, severity="info") if each.kind == "decode-graphs-off" else each for each in findings]
     return findings
-
-
-def _failure(lines: list[LogLine], reader: _Reader) -> Failure | None:
-    """The cause of a death: the first traceback (what follows is fallout), told by its exception line."""
-    reported = next((index for index, sign, _, _ in reader.failures if sign.kind == "exception"), None)
-    plain = next((index for index, line in enumerate(lines) if _TRACEBACK in line.text and not _is_harmless(lines, index)), None)
-    kinds = [each for each in reader.failures if each[1].kind != "exception"]
-    begin = reported if reported is not None else plain
-    earliest = kinds[0] if kinds else None
-    if begin is not None and (earliest is None or earliest[1].kind != "port-taken" or earliest[0] > begin):
-        block = _traceback(lines, begin)
-        cause = _exception(block) or redact.text(lines[begin].text.strip())[:300]
-        sign = next((each for _, each, text, _ in kinds if text.strip() in "\n".join(block)), None)
-        return Failure(sign.kind if sign else "exception", cause, "\n".join(block), _time_at(lines, begin))
-    if earliest is not None:
-        _, sign, text, now = earliest
-        return Failure(sign.kind, redact.text(text.strip())[:300], "", now)
-    return None
-
-
-def _is_harmless(lines: list[LogLine], index: int) -> bool:
-    """torch prints tracebacks with warnings (a cache entry that cannot be loaded) and goes on."""
-    before = " ".join(line.text for line in lines[max(0, index - 3) : index + 1])
-    return "fx graph cache unable" in before or "Ignore import error" in before or before.lstrip().startswith("W0")
-
-
-def _traceback(lines: list[LogLine], begin: int) -> list[str]:
-    """The traceback from line ``begin`` on, to the next stamped line (at most 120 lines), secrets redacted."""
-    head = lines[begin].text
-    block = [head[head.find(_TRACEBACK) :] if _TRACEBACK in head else head]
-    for line in lines[begin + 1 : begin + 120]:
-        if line.time is not None:
-            break
-        block.append(line.text)
-    return [redact.text(line) for line in block]
-
-
-def _exception(block: list[str]) -> str | None:
-    """The exception line of the block's first traceback, with the lines of its message that follow it."""
-    for index, line in enumerate(block):
-        if index and not line.startswith((" ", "\t")) and (_EXCEPTION.match(line) or re.match(r"^[\w.]+: ", line)):
-            return line.strip()[:300]
-    return None
-
-
-def _time_at(lines: list[LogLine], index: int) -> float | None:
-    return next((line.time for line in reversed(lines[: index + 1]) if line.time is not None), None)

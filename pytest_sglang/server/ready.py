@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import socket
-import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from pytest_sglang.record import units
@@ -18,6 +17,7 @@ from pytest_sglang.server.http import Completion, ControlPlane
 from pytest_sglang.server.log import LogSource
 from pytest_sglang.server.phases import Timeline
 from pytest_sglang.server.start import FailureKind, LogWatch, Progress, StartFailed, kind_of, outside, read_start, unreadable
+from pytest_sglang.server.task import Task
 
 if TYPE_CHECKING:
     import psutil
@@ -36,32 +36,6 @@ CPU_ACTIVE = 0.05
 """Share of one core from which on a tree counts as active; an idle SGLang stays below."""
 CONFIRMATIONS = 3
 """Tries to get an exact completion after the first sign of readiness."""
-Result = TypeVar("Result")
-
-
-class _Task(Generic[Result]):
-    """One call at a time in a thread that never keeps the run from ending."""
-
-    def __init__(self, call: Callable[[], Result]) -> None:
-        self._result: list[Result] = []
-        self._error: list[BaseException] = []
-        self._call = call
-        self._thread = threading.Thread(target=self._run, daemon=True, name="pytest-sglang-probe")
-        self._thread.start()
-
-    def _run(self) -> None:
-        try:
-            self._result.append(self._call())
-        except BaseException as error:
-            self._error.append(error)
-
-    def result(self) -> Result | None:
-        """The result, None while it runs. Raises what the call raised."""
-        if self._thread.is_alive():
-            return None
-        if self._error:
-            raise self._error[0]
-        return self._result[0]
 
 
 class _Sign(Value, frozen=True):
@@ -103,8 +77,8 @@ class _Wait:
         self.pids: set[int] = set()
         self.port_open_at: float | None = None
         self.ready_at: float | None = None
-        self.sign: _Task[_Sign] | None = None
-        self.proof: _Task[_Proof] | None = None
+        self.sign: Task[_Sign] | None = None
+        self.proof: Task[_Proof] | None = None
         self.proofs: list[Completion] = []
         self.has_flag = True
         self.seen_unready = False
@@ -209,7 +183,7 @@ class _Wait:
             return self._look_at_proof()
         if self.sign is None:
             if self._due("port", PROBE_S):
-                self.sign = _Task(self._ask)
+                self.sign = Task(self._ask)
             return None
         sign = self.sign.result()
         if sign is None:
@@ -220,7 +194,7 @@ class _Wait:
             self.ready_at = None
         elif self._due("proof", SLOW_S):
             self.ready_at = self.ready_at or sign.asked_at
-            self.proof = _Task(self._prove)
+            self.proof = Task(self._prove)
         return None
 
     def _try_port(self) -> None:

@@ -153,7 +153,7 @@ class Systemd:
         return JournalLog(self._unit, self._journalctl)
 
     def _path_in_file(self, name: str) -> str:
-        """The path of ``StandardError=append:PATH`` as the unit's files have it: ``systemctl show`` gives the word alone (seen: 252)."""
+        """The path of ``StandardError=append:PATH`` from the unit's files: ``systemctl show`` gives the word alone (in 252)."""
         ran = control.run([*self._systemctl, "cat", self._unit])
         found = re.findall(rf"^{name}=\s*(?:append|file|truncate):(.+?)\s*$", ran.out, re.MULTILINE)
         # of several settings the last one holds

@@ -213,6 +213,7 @@ class Deployment:
             from pytest_sglang.session import standing
 
             self.as_left = standing.read(self)
+            self.recorder.stop_clock()
             if self._controller is not None and self._controller.run_owned:
                 self._controller.stop(10.0)
             for part in (self._plane, self.hardware):

@@ -21,6 +21,7 @@ class Recorder:
     def __init__(self, folder: Path, run: Run, clock: Clock) -> None:
         self.folder, self.run, self._clock = folder, run, clock
         self._began = clock.time()
+        self._ended: float | None = None
         self.began_wall = time.time()
         """Epoch seconds of the machine's clock: the zero of the power chart."""
 
@@ -110,9 +111,15 @@ class Recorder:
         verdict = records.verdict_of(self.run.checks)
         return "inconclusive" if verdict == "pass" and require_all and self.run.not_checked else verdict
 
+    def stop_clock(self) -> None:
+        """Note the end of the run, while the rig's clock is still there."""
+        if self._ended is None:
+            self._ended = self._clock.time()
+
     def finish(self, exit_code: int, *, interrupted: bool) -> None:
         """Close the record: only now can it say pass."""
-        now = self._clock.time()
+        self.stop_clock()
+        now = self._ended or self._began
         verdict = {0: "pass", 1: "fail"}.get(exit_code, "inconclusive")
         self._set(
             finished=records.utc(now),

@@ -104,12 +104,16 @@ class CheckScope:
 
     def conclude(self) -> None:
         """Compare, and raise CheckFailed or Inconclusive with measured, limit and cause."""
+        said, self.judgements = self.judgements, []
         for wanted in self.wanted:
             if isinstance(wanted, ReadyWithin):
                 self.judge(judging.ready_within(wanted, self))
-            elif isinstance(wanted, MaxNewKernels):
+        for wanted in self.wanted:
+            if isinstance(wanted, MaxNewKernels):
                 self.judge(judging.max_new_kernels(wanted, self))
         self._judge_rates([each for each in self.wanted if isinstance(each, MinThroughput)])
+        # the markers' limits first: of equals the first one speaks, and a restart's is its time
+        self.judgements += said
         self._final = combine(self.judgements) if self.judgements else Judgement(verdict="pass", message="")
         if self._final.verdict == "fail":
             raise CheckFailed(self._final.message)

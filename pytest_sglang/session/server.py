@@ -89,7 +89,7 @@ class SglangServer:
     def start(self) -> Startup:
         """Start the server and wait until it is ready. Raises StartFailed (died, hang), NotChecked where restarts are not allowed."""
         self._may_restart()
-        return self._start("start")
+        return self._made(self._start("start"))
 
     def stop(self) -> None:
         """Stop the server through its controller; what stands still afterwards is started again at the end of the run."""
@@ -109,7 +109,7 @@ class SglangServer:
         self._may_restart()
         if self._deployment.controller.state().active:
             self.stop()
-        return self._start("restart")
+        return self._made(self._start("restart"))
 
     def restart_or_last(self, kind: str) -> Startup:
         """A start of this kind to judge: made now where that is allowed, else the one that the running server already had.
@@ -171,9 +171,13 @@ class SglangServer:
         self.lost_by = None
         self.history.append(startup)
         self._last_start = startup
-        if deployment.scope is not None:
-            deployment.scope.startups.append(startup)
         deployment.server_is_back()
+        return startup
+
+    def _made(self, startup: Startup) -> Startup:
+        """A start that a test asked for is one that its limits are about; one that only puts things back is not."""
+        if self._deployment.scope is not None:
+            self._deployment.scope.startups.append(startup)
         return startup
 
     def _forget(self) -> None:

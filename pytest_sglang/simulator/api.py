@@ -91,9 +91,8 @@ class Api:
             if key and path not in _OPEN and request.headers.get("authorization") != f"Bearer {key}":
                 return _json({"error": "Unauthorized"}, 401)
             if path in _DEPRECATED:
-                self._serving.log.line(
-                    f"Endpoint '{path}' is deprecated and will be removed in a future version. Please use '{_DEPRECATED[path]}' instead."
-                )
+                told = f"Endpoint '{path}' is deprecated and will be removed in a future version."
+                self._serving.log.line(f"{told} Please use '{_DEPRECATED[path]}' instead.")
             response = await handler(request)
             self._engine.metrics.responses[path, request.method, response.status_code] += 1
             return response
@@ -104,14 +103,17 @@ class Api:
 
     async def health(self, _: HttpRequest) -> Response:
         """503 unless up; else a request of one token, or whatever else the engine produces, within a second."""
-        if self._serving.status != "Up":
+        if not self._up():
             return Response(status_code=503)
         begin_s = time.monotonic()
         if not self._engine.running:
             async for _tokens in self._engine.run(Request(prompt=[0], max_tokens=1, ignore_eos=True)):
                 pass
         await asyncio.sleep(max(0.0, begin_s + HEALTH_S - time.monotonic()))
-        return Response(status_code=503 if self._serving.status == "Draining" else 200)
+        return Response(status_code=200 if self._up() else 503)
+
+    def _up(self) -> bool:
+        return self._serving.status == "Up"
 
     async def models(self, _: HttpRequest) -> Response:
         """Names in memory: answers from the moment the port is open."""

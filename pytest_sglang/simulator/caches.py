@@ -120,7 +120,7 @@ class Caches:
         """Generated code, tuning winners, graph caches and locks below Inductor's root; what exists stays as it is."""
         for n in range(_GRAPHS):
             name = "c" + base32(f"{self.model}/py/{n}", 51).lower()
-            code = f"# AOT ID: ['{n}_inference']\nfrom torch._inductor.async_compile import AsyncCompile\nasync_compile = AsyncCompile()\n"
+            code = f"# AOT ID: ['{n}_inference']\nfrom torch._inductor.async_compile import AsyncCompile\n"
             _write_new(self.inductor / name[1:3] / f"{name}.py", code.encode() + b"# generated\n" * 120)
         for n in range(_CONFIGS):
             self._best_config(n)

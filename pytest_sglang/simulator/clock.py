@@ -1,7 +1,7 @@
 """Rig time: wall time, but for the fast stretches inside long start-up phases. Kept in a file which outlives every process.
 
-The file is a header and an append-only list of segments. A fast segment says how long it lasts, so its end is exact however late its
-owner wakes up, and it ends at once when its owner is found dead: a killed process never leaves the clock running fast.
+The file is a header and an append-only list of segments. A fast segment says how long it lasts, so its end is exact however late
+its owner wakes up, and it ends at once when its owner is found dead: a killed process never leaves the clock running fast.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import NamedTuple
 from pytest_sglang.simulator import procs
 
 NAME = "clock"
-_HEADER = struct.Struct("<8sdddd")
+_HEADER = struct.Struct("<8sddd")  # magic, speed, rig monotonic and rig epoch at the beginning
 _SEGMENT = struct.Struct("<dddddqq")
 _MAGIC = b"RIGCLK1\0"
 
@@ -48,14 +48,15 @@ class Segment(NamedTuple):
 
 
 class RigClock:
-    """The clock of the simulated rig in ``directory``; any number of processes read it, the one that starts the server drives it."""
+    """The clock of the simulated rig in ``directory``: any number of processes read it, the server that starts drives it."""
 
     simulated = True
 
     def __init__(self, directory: Path) -> None:
         self._path = Path(directory) / NAME
         data = self._path.read_bytes()
-        magic, self.speed, self._mono0_s, self._wall0_s, self._rig0_s = _HEADER.unpack_from(data)
+        header: tuple[bytes, float, float, float] = _HEADER.unpack_from(data)
+        magic, self.speed, self._mono0_s, self._rig0_s = header
         if magic != _MAGIC:
             raise ValueError(f"{self._path} is not the clock of a simulated rig")
         self._size = 0
@@ -69,7 +70,7 @@ class RigClock:
         mono_s, wall_s = time.monotonic(), time.time()
         segment = Segment(mono_s, wall_s, wall_s, 1.0, math.inf, 0, 0)
         path = Path(directory) / NAME
-        path.write_bytes(_HEADER.pack(_MAGIC, speed, mono_s, wall_s, wall_s) + _SEGMENT.pack(*segment))
+        path.write_bytes(_HEADER.pack(_MAGIC, speed, mono_s, wall_s) + _SEGMENT.pack(*segment))
         return cls(directory)
 
     # --- reading -----------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Faults that a simulated rig can have: each is one thing that goes wrong on real rigs, and has its own check that must notice it."""
+"""Faults that a simulated rig can have: each is one thing that goes wrong on real rigs, and one check must notice it."""
 
 from __future__ import annotations
 

@@ -120,7 +120,7 @@ def load(name: str) -> Hardware:
         raise ValueError(f"no simulated hardware {name!r} (there is {', '.join(names())})")
     raw: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
     gpu = raw["gpu"] | {"compute_capability": tuple(raw["gpu"]["compute_capability"])}
-    curve = {key: tuple(value) if isinstance(value, list) else value for key, value in raw["curve"].items()}
+    curve: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in raw["curve"].items()}
     return Hardware(
         name=name,
         driver=raw["host"]["driver"],

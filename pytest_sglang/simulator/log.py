@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import time
@@ -99,10 +100,17 @@ def autotune_block(shape: str, choices: Iterable[str], benchmark_s: float, preco
         "ACC_TYPE='tl.float32', ALLOW_TF32=False, BLOCK_K=128, BLOCK_M=16, BLOCK_N=64, EVEN_K=True, GROUP_M=8, "
         "USE_FAST_ACCUM=False, num_stages=5, num_warps=4"
     )
+    stats = {
+        "num_choices": 19,
+        "num_triton_choices": 18,
+        "best_kernel": "triton_mm_8",
+        "best_kernel_desc": best,
+        "best_time": 0.02860799990594387,
+        "best_triton_pos": 0,
+    }
     lines = [
         "Autotune Choices Stats:",
-        f'{{"num_choices": 19, "num_triton_choices": 18, "best_kernel": "triton_mm_8", "best_kernel_desc": "{best}", '
-        '"best_time": 0.02860799990594387, "best_triton_pos": 0}',
+        json.dumps(stats),
         f"AUTOTUNE {shape}",
         f"strides: [{k}, 1], [1, {k}]",
         "dtypes: torch.float16, torch.float16",
@@ -110,9 +118,8 @@ def autotune_block(shape: str, choices: Iterable[str], benchmark_s: float, preco
     for number, choice in enumerate(choices):
         time_ms = 0.0286 * (1 + 0.06 * number) * (1 + int(m) / 100)
         lines.append(f"  {choice} {time_ms:.4f} ms {100 / (1 + 0.06 * number):.1f}% {'' if choice == 'mm' else best}")
-    lines.append(
-        f"SingleProcess AUTOTUNE benchmarking takes {benchmark_s:.4f} seconds and {precompile_s:.4f} seconds precompiling for 19 choices"
-    )
+    took = f"{benchmark_s:.4f} seconds and {precompile_s:.4f} seconds precompiling for 19 choices"
+    lines.append(f"SingleProcess AUTOTUNE benchmarking takes {took}")
     return "\n".join(lines) + "\n"
 
 

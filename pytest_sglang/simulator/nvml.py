@@ -1,21 +1,19 @@
 """The simulated cards through the calls of ``pynvml``: its names, argument orders, units, structures and errors.
 
-How a real driver answers is in the recorded dump of an H200 with driver 580; what a GeForce card answers NotSupported to does so here.
+How a real driver answers was recorded on an H200 with driver 580; what a GeForce card answers NotSupported to does so here.
 """
 
-# ruff: noqa: N802, N803, ARG002 - the names are NVML's
+# ruff: noqa: N802, N803 - the names are NVML's
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from pytest_sglang.simulator.hardware import Hardware
-from pytest_sglang.simulator.nvml_names import CONSTANTS, ERRORS, NVMLError, NvmlNames, Struct
-from pytest_sglang.simulator.state import CardNow, HardwareState
+from pytest_sglang.simulator.nvml_base import Handle, NvmlBase, nvml_error
+from pytest_sglang.simulator.nvml_names import CONSTANTS, ERRORS, Struct
+from pytest_sglang.simulator.state import CardNow
 
 FALLBACK_S = 0.6
 """A lost power limit is back at the card's default after this."""
@@ -25,141 +23,8 @@ _LINK_MBYTE_S = 14_062
 _LINK_VERSION = 5  # NVLink 3.1, as GA102 has it (nvml.h, nvmlNvlinkVersion_t)
 
 
-class Handle:
-    """A card, as the binding hands it out."""
-
-    def __init__(self, index: int) -> None:
-        self.index = index
-
-
-class SimulatedNvml(NvmlNames):
-    """In place of the module ``pynvml``. ``dead_pairs``: bridges whose links are inactive; ``lost_limit``: cards that fall back."""
-
-    def __init__(
-        self,
-        directory: Path,
-        hardware: Hardware,
-        uuids: Sequence[str],
-        *,
-        dead_pairs: Sequence[tuple[int, int]] = (),
-        lost_limit: Sequence[int] = (),
-        permission: bool = True,
-    ) -> None:
-        self._directory, self._hardware, self._uuids = Path(directory), hardware, tuple(uuids)
-        self._state = HardwareState(directory, hardware)
-        self._dead_pairs, self._lost_limit, self._permission = tuple(dead_pairs), tuple(lost_limit), permission
-        self._opened = 0
-
-    # --- opening, closing, the system --------------------------------------------------------------------------------------
-
-    def nvmlInit(self) -> None:
-        self._opened += 1
-
-    def nvmlInitWithFlags(self, flags: int) -> None:
-        self._opened += 1
-
-    def nvmlShutdown(self) -> None:
-        self._check_open()
-        self._opened -= 1
-
-    def nvmlErrorString(self, result: int) -> str:
-        return str(NVMLError(result))
-
-    def nvmlSystemGetDriverVersion(self) -> str:
-        self._check_open()
-        return self._hardware.driver
-
-    def nvmlSystemGetNVMLVersion(self) -> str:
-        self._check_open()
-        return f"{self._hardware.cuda // 1000}.{self._hardware.driver}"
-
-    def nvmlSystemGetCudaDriverVersion(self) -> int:
-        self._check_open()
-        return self._hardware.cuda
-
-    def nvmlSystemGetCudaDriverVersion_v2(self) -> int:
-        return self.nvmlSystemGetCudaDriverVersion()
-
-    def nvmlSystemGetProcessName(self, pid: int) -> str:
-        try:
-            return os.readlink(f"/proc/{pid}/exe")
-        except OSError:
-            raise _error("NOT_FOUND") from None
-
-    # --- handles and identity ----------------------------------------------------------------------------------------------
-
-    def nvmlDeviceGetCount(self) -> int:
-        self._check_open()
-        return self._hardware.gpu.count
-
-    def nvmlDeviceGetHandleByIndex(self, index: int) -> Handle:
-        if not 0 <= index < self.nvmlDeviceGetCount():
-            raise _error("INVALID_ARGUMENT")
-        return Handle(index)
-
-    def nvmlDeviceGetHandleByUUID(self, uuid: str | bytes) -> Handle:
-        return self._find([_text(uuid)], self._uuids)
-
-    def nvmlDeviceGetHandleByPciBusId(self, pciBusId: str | bytes) -> Handle:
-        domain, _, rest = _text(pciBusId).upper().partition(":")
-        long = f"{int(domain or '0', 16):08X}:{rest}"
-        return self._find([long], [self._hardware.bus_id(each) for each in range(self._hardware.gpu.count)])
-
-    def nvmlDeviceGetName(self, handle: Handle) -> str:
-        return self._gpu(handle).name
-
-    def nvmlDeviceGetUUID(self, handle: Handle) -> str:
-        self._check_open()
-        return self._uuids[handle.index]
-
-    def nvmlDeviceGetSerial(self, handle: Handle) -> str:
-        raise self._unsupported()
-
-    def nvmlDeviceGetIndex(self, handle: Handle) -> int:
-        self._check_open()
-        return handle.index
-
-    def nvmlDeviceGetMinorNumber(self, handle: Handle) -> int:
-        self._check_open()
-        return handle.index
-
-    def nvmlDeviceGetPciInfo(self, handle: Handle) -> Struct:
-        return self.nvmlDeviceGetPciInfo_v3(handle)
-
-    def nvmlDeviceGetPciInfo_v3(self, handle: Handle) -> Struct:
-        gpu = self._gpu(handle)
-        return self._pci(handle.index, gpu.pci_device_id, gpu.pci_subsystem_id)
-
-    def nvmlDeviceGetVbiosVersion(self, handle: Handle) -> str:
-        return self._gpu(handle).vbios
-
-    def nvmlDeviceGetBoardId(self, handle: Handle) -> int:
-        return (self._gpu(handle).first_bus + handle.index) << 8
-
-    def nvmlDeviceGetBrand(self, handle: Handle) -> int:
-        self._check_open()
-        return CONSTANTS["NVML_BRAND_GEFORCE"]
-
-    def nvmlDeviceGetArchitecture(self, device: Handle) -> int:
-        self._check_open()
-        return CONSTANTS["NVML_DEVICE_ARCH_AMPERE"]
-
-    def nvmlDeviceGetNumGpuCores(self, device: Handle) -> int:
-        return self._gpu(device).cores
-
-    def nvmlDeviceGetMemoryBusWidth(self, device: Handle) -> int:
-        self._check_open()
-        return 384
-
-    def nvmlDeviceGetCudaComputeCapability(self, handle: Handle) -> tuple[int, int]:
-        return self._gpu(handle).compute_capability
-
-    def nvmlDeviceGetComputeMode(self, handle: Handle) -> int:
-        self._check_open()
-        return CONSTANTS["NVML_COMPUTEMODE_DEFAULT"]
-
-    def nvmlDeviceGetPersistenceMode(self, handle: Handle) -> int:
-        return int(self._gpu(handle).persistence)
+class SimulatedNvml(NvmlBase):
+    """In place of the module ``pynvml``."""
 
     # --- power and energy --------------------------------------------------------------------------------------------------
 
@@ -184,9 +49,9 @@ class SimulatedNvml(NvmlNames):
     def nvmlDeviceSetPowerManagementLimit(self, handle: Handle, limit: int) -> None:
         gpu = self._gpu(handle)
         if not self._permission:
-            raise _error("NO_PERMISSION")
+            raise nvml_error("NO_PERMISSION")
         if not gpu.min_w * 1000 <= limit <= gpu.max_w * 1000:
-            raise _error("INVALID_ARGUMENT")
+            raise nvml_error("INVALID_ARGUMENT")
         lost = handle.index in self._lost_limit
         self._state.set_limit(handle.index, limit / 1000, falls_back_after_s=FALLBACK_S if lost else None)
 
@@ -202,7 +67,7 @@ class SimulatedNvml(NvmlNames):
 
     def nvmlDeviceGetViolationStatus(self, device: Handle, perfPolicyType: int) -> Struct:
         if perfPolicyType >= CONSTANTS["NVML_PERF_POLICY_COUNT"]:
-            raise _error("INVALID_ARGUMENT")
+            raise nvml_error("INVALID_ARGUMENT")
         capped = perfPolicyType == CONSTANTS["NVML_PERF_POLICY_POWER"] and self._now(device).load > 0.5
         microseconds = time.monotonic_ns() // 1000
         return Struct(referenceTime=microseconds, violationTime=microseconds * 1000 if capped else 0)
@@ -240,18 +105,18 @@ class SimulatedNvml(NvmlNames):
             return gpu.clock_mem_max_mhz - 250 if now.load > 0 else gpu.clock_mem_idle_mhz
         if type == CONSTANTS["NVML_CLOCK_VIDEO"]:
             return 1290 if now.load > 0 else 555
-        raise _error("INVALID_ARGUMENT")
+        raise nvml_error("INVALID_ARGUMENT")
 
     def nvmlDeviceGetMaxClockInfo(self, handle: Handle, type: int) -> int:
         gpu = self._gpu(handle)
         found = {0: gpu.clock_sm_max_mhz, 1: gpu.clock_sm_max_mhz, 2: gpu.clock_mem_max_mhz, 3: 1950}
         if type not in found:
-            raise _error("INVALID_ARGUMENT")
+            raise nvml_error("INVALID_ARGUMENT")
         return found[type]
 
     def nvmlDeviceGetTemperature(self, handle: Handle, sensor: int) -> int:
         if sensor != CONSTANTS["NVML_TEMPERATURE_GPU"]:
-            raise _error("INVALID_ARGUMENT")
+            raise nvml_error("INVALID_ARGUMENT")
         return int(self._now(handle).temperature_c)
 
     def nvmlDeviceGetTemperatureV(self, handle: Handle, sensor: int, version: int = 16777228) -> int:
@@ -382,54 +247,7 @@ class SimulatedNvml(NvmlNames):
         together = any({device1.index, device2.index} <= set(bridge) for bridge in self._hardware.bridges)
         return CONSTANTS["NVML_TOPOLOGY_HOSTBRIDGE"] if together else CONSTANTS["NVML_TOPOLOGY_NODE"]
 
-    # --- inside ------------------------------------------------------------------------------------------------------------
-
-    def _check_open(self) -> None:
-        if self._opened <= 0:
-            raise _error("UNINITIALIZED")
-
-    def _gpu(self, handle: Handle) -> Any:
-        self._check_open()
-        return self._hardware.gpu
-
-    def _now(self, handle: Handle) -> CardNow:
-        self._check_open()
-        return self._state.now()[handle.index]
-
-    def _find(self, wanted: list[str], known: Sequence[str]) -> Handle:
-        self._check_open()
-        if wanted[0] not in known:
-            raise _error("NOT_FOUND")
-        return Handle(list(known).index(wanted[0]))
-
-    def _pci(self, index: int, device_id: int, subsystem_id: int) -> Struct:
-        bus_id = self._hardware.bus_id(index)
-        return Struct(
-            busId=bus_id,
-            busIdLegacy=bus_id[4:],
-            domain=0,
-            bus=self._hardware.gpu.first_bus + index,
-            device=0,
-            pciDeviceId=device_id,
-            pciSubSystemId=subsystem_id,
-        )
-
-    def _linked(self, one: int, other: int) -> bool:
-        pair = (min(one, other), max(one, other))
-        return pair in self._hardware.pairs and pair not in self._dead_pairs
-
-    def _link_is_up(self, device: Handle, link: int) -> bool:
-        self._check_open()
-        partner = self._hardware.partner(device.index)
-        if partner is None:
-            raise self._unsupported()
-        if not 0 <= link < self._hardware.links:
-            raise _error("INVALID_ARGUMENT")
-        return self._linked(device.index, partner)
-
-    def _unsupported(self) -> NVMLError:
-        self._check_open()
-        return _error("NOT_SUPPORTED")
+    # --- inside -----------------------------------------------------------------------------------------------------------
 
     def _field(self, handle: Handle, now: CardNow, field: int) -> Struct:
         """One field as nvmlDeviceGetFieldValues gives it: its own return code, and a value of its own type (1 unsigned, 3 long)."""
@@ -464,11 +282,3 @@ class SimulatedNvml(NvmlNames):
             nvmlReturn=0 if number >= 0 else ERRORS["NVML_ERROR_NOT_SUPPORTED"],
             value=union,
         )
-
-
-def _error(name: str) -> NVMLError:
-    return NVMLError(ERRORS[f"NVML_ERROR_{name}"])
-
-
-def _text(value: str | bytes) -> str:
-    return value.decode() if isinstance(value, bytes) else value

@@ -11,7 +11,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pytest_sglang.simulator import clock, config, faults, hardware, state
+from pytest_sglang.simulator import clock, config, state
+from pytest_sglang.simulator import faults as known_faults
+from pytest_sglang.simulator import hardware as cards
 from pytest_sglang.simulator.caches import Caches
 from pytest_sglang.simulator.clock import RigClock
 from pytest_sglang.simulator.config import Config
@@ -36,7 +38,7 @@ class SimulatedRig:
         cls,
         directory: Path,
         *,
-        hardware_name: str = "six-3090",
+        hardware: str = "six-3090",
         power_w: float | None = None,
         faults: Sequence[str] = (),
         speed: float = 100.0,
@@ -48,12 +50,13 @@ class SimulatedRig:
     ) -> SimulatedRig:
         """A new rig in ``directory`` (made if absent): caches full of an earlier cold start, server not started.
 
-        ``power_w`` the limit that its owner has set (watts; None = the hardware's own); ``speed`` rate of the fast stretches of a start,
-        at least 60; ``port`` 0 = a free one; ``seed`` 0 = noise of its own. Faults of a start act from the second start on, unless
-        ``faults_at_once``. Raises ValueError for unknown hardware, faults, or values out of range, FileExistsError where a rig is already.
+        ``power_w`` the limit that its owner has set (watts; None = the hardware's own); ``speed`` rate of the fast stretches of a
+        start, at least 60; ``port`` 0 = a free one; ``seed`` 0 = noise of its own. Faults of a start act from the second start on,
+        unless ``faults_at_once``. Raises ValueError for unknown hardware, faults, or values out of range, FileExistsError where a
+        rig is already.
         """
-        found = hardware.load(hardware_name)
-        names = _checked_faults(faults)
+        found = cards.load(hardware)
+        names = known_faults.check(faults)
         limit_w = found.gpu.present_w if power_w is None else power_w
         if not found.gpu.min_w <= limit_w <= found.gpu.max_w:
             raise ValueError(f"power_w={limit_w:g}: the simulated cards take {found.gpu.min_w:g} to {found.gpu.max_w:g} W")
@@ -65,7 +68,7 @@ class SimulatedRig:
         directory.mkdir(parents=True, exist_ok=True)
         made = Config(
             directory=directory,
-            hardware_name=hardware_name,
+            hardware_name=hardware,
             uuids=config.new_uuids(found.gpu.count),
             faults=names,
             faults_at_once=faults_at_once,
@@ -142,7 +145,7 @@ class SimulatedRig:
     def state(self) -> dict[str, Any]:
         """What it is doing: the unit and every card."""
         unit = Unit(self.config).state()
-        cards = HardwareState(self.directory, self.config.hardware).now()
+        now = HardwareState(self.directory, self.config.hardware).now()
         return {
             "active": unit.active,
             "sub": unit.sub,
@@ -150,7 +153,7 @@ class SimulatedRig:
             "main_pid": unit.main_pid,
             "starts": unit.starts,
             "rate": self.clock.rate,
-            "cards": [card._asdict() for card in cards],
+            "cards": [card._asdict() for card in now],
         }
 
     def start(self) -> None:
@@ -206,10 +209,6 @@ def free_port() -> int:
                 continue
             return int(probe.getsockname()[1])
     raise OSError("no free port on 127.0.0.1")
-
-
-def _checked_faults(names: Sequence[str]) -> tuple[str, ...]:
-    return faults.check(names)
 
 
 def _furnish(made: Config) -> None:

@@ -1,6 +1,6 @@
-"""The simulated SGLang, a process of its own: ``python -m pytest_sglang.simulator.server --rig DIR [flags of sglang.launch_server]``.
+"""The simulated SGLang, a process of its own: ``python -m pytest_sglang.simulator.server --rig DIR [flags of SGLang]``.
 
-Its flags are SGLang's, so that whoever reads the command line finds what is served; they are taken into the argument echo as they stand.
+Whoever reads the command line finds in SGLang's own flags what is served; they go into the argument echo as they stand.
 """
 
 from __future__ import annotations
@@ -144,7 +144,8 @@ async def _warm_up(serving: Serving, port: int) -> None:
 async def _ask(port: int, method: str, path: str, body: bytes, serving: Serving) -> None:
     key = serving.args.get("api_key")
     authorization = f"Authorization: Bearer {key}\r\n" if key else ""
-    head = f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n{authorization}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+    length = f"Content-Length: {len(body)}\r\nConnection: close\r\n"
+    head = f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n{authorization}{length}\r\n"
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
         writer.write(head.encode() + body)

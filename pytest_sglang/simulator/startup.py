@@ -1,7 +1,7 @@
 """How the simulated server starts: the phases and log lines of a recorded 0.5.11, cold or warm by what is in its caches.
 
-The long phases run in fast rig time. Every step has its moment in rig time, and is stamped with it, so that the machine's own delays
-do not show up a hundredfold. The last two seconds before the port opens run in real time.
+The long phases run in fast rig time. Every step has its moment in rig time, and is stamped with it, so that the machine's own
+delays do not show up a hundredfold. The last two seconds before the port opens run in real time.
 """
 
 from __future__ import annotations
@@ -114,8 +114,9 @@ class Startup:
         log = self._log
         self._at(_ARGUMENTS_S - 4)
         log.raw(
-            f"{_VENV}/sglang/launch_server.py:54: UserWarning: 'python -m sglang.launch_server' is still supported, but 'sglang serve' "
-            "is the recommended entrypoint.\n  Example: sglang serve --model-path <model> [options]\n  warnings.warn(\n"
+            f"{_VENV}/sglang/launch_server.py:54: UserWarning: 'python -m sglang.launch_server' is still supported, "
+            "but 'sglang serve' is the recommended entrypoint.\n  Example: sglang serve --model-path <model> [options]\n"
+            "  warnings.warn(\n"
         )
         self._at(_ARGUMENTS_S)
         log.line("server_args=ServerArgs(" + ", ".join(f"{key}={value!r}" for key, value in self._args.items()) + ")")
@@ -149,7 +150,8 @@ class Startup:
         self._at(_LOADED_S)
         elapsed_s = (_LOADED_S - _WEIGHTS_S) * self._scale
         log.all_ranks(
-            f"Load weight end. elapsed={elapsed_s:.2f} s, type=LlamaForCausalLM, quant=awq_marlin, avail mem=12.75 GB, mem usage=10.30 GB."
+            f"Load weight end. elapsed={elapsed_s:.2f} s, type=LlamaForCausalLM, quant=awq_marlin, "
+            "avail mem=12.75 GB, mem usage=10.30 GB."
         )
         self._state.set_load(0.1, _WEIGHTS_B)
         self._at(_POOL_S)
@@ -279,7 +281,7 @@ def write_earlier_start(log_path: Path, config: Config, args: dict[str, Any], en
     ]
     lines = []
     for number, (offset_s, rank, text) in enumerate(marks):
-        moment_s = begin_s + offset_s if 0 < offset_s and number < 8 else ended_s + offset_s
+        moment_s = begin_s + offset_s if offset_s > 0 and number < 8 else ended_s + offset_s
         stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment_s))
         lines.append(f"[{stamp}{'' if rank is None else f' TP{rank}'}] {text}\n")
         if text.startswith("Capture cuda graph begin"):

@@ -1,8 +1,8 @@
-"""The simulated cards' life in a file mapped into memory: limits, power, energy, temperature. Real time always, server or no server.
+"""The simulated cards' life in a file mapped into memory: limits, power, energy, temperature. Always in real time.
 
-Between two changes everything has a closed form: power approaches its target with a time constant, energy is its integral, temperature
-follows slowly. A change writes one *piece* (the state of every card at that moment) into a ring and then publishes its number, so that a
-reader needs no lock and a writer killed half way leaves the piece before it in force.
+Between two changes everything has a closed form: power approaches its target with a time constant, energy is its integral,
+temperature follows slowly. A change writes one *piece* (the state of every card at that moment) into a ring and then publishes its
+number, so that a reader needs no lock and a writer killed half way leaves the piece before it in force.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _CARD = struct.Struct("<10d")
 
 
 class CardPiece(NamedTuple):
-    """One card from the begin of a piece on. ``fallback_w`` becomes the limit at ``fallback_at_s`` (CLOCK_MONOTONIC, inf = never)."""
+    """One card from the begin of a piece on. ``fallback_w`` becomes its limit at ``fallback_at_s`` (monotonic; inf = never)."""
 
     limit_w: float
     energy_j: float
@@ -235,7 +235,7 @@ class HardwareState:
         return Piece(now_s, tuple(cards))
 
     def _settle(self) -> float:
-        """Let happen what is due: limits that fall back, load of a dead process. Gives the moment up to which everything is settled."""
+        """Let happen what is due: limits that fall back, the end of a dead process's load. Gives the moment of the look."""
         now_s = time.monotonic()
         if self._due(now_s):
             try:

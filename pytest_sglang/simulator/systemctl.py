@@ -1,4 +1,4 @@
-"""A stand-in for ``systemctl`` that knows the one unit of a simulated rig: ``python -m pytest_sglang.simulator.systemctl --rig DIR VERB UNIT``.
+"""A stand-in for ``systemctl`` that knows the one unit of a simulated rig: ``... --rig DIR VERB UNIT``.
 
 Output forms, property names and exit codes are those of systemctl(1) of systemd 252.
 """
@@ -78,10 +78,16 @@ def _act(unit: Unit, verb: str, name: str, known: bool) -> int:
     if verb not in ("start", "stop", "restart", "reset-failed"):
         print(f"Unknown command verb '{verb}'.", file=sys.stderr)
         return 1
+    if verb == "reset-failed":
+        unit.reset_failed()
     if verb in ("stop", "restart"):
         unit.stop()
     if verb in ("start", "restart"):
-        unit.start()
+        try:
+            unit.start()
+        except RuntimeError as error:
+            print(error, file=sys.stderr)
+            return 1
     return 0
 
 

@@ -1,22 +1,14 @@
-"""A small tokenizer that needs no model: frequent words are one token, everything else one token a byte. Decoding gives the text back."""
+"""A small tokenizer that needs no model: a frequent word is one token, everything else one a byte; decoding gives the text back."""
 
 from __future__ import annotations
 
 import random
 import re
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from zlib import crc32
 
-_WORDS = (
-    "the of and to in is it that for was on are as with his they at be this have from or one had by word but not what all were we when "
-    "your can said there use an each which she do how their if will up other about out many then them these so some her would make like "
-    "him into time has look two more write go see number no way could people my than first water been call who oil its now find long down "
-    "day did get come made may part over new sound take only little work know place year live me back give most very after thing our just "
-    "name good sentence man think say great where help through much before line right too mean old any same tell boy follow came want show "
-    "also around form three small set put end does another well large must big even such because turn here why ask went men read need land "
-    "different home us move try kind hand picture again change off play spell air away animal house point page letter mother answer found "
-    "study still learn should world def return import class self value key list test data model token server power rig kernel cache"
-).split()
+_WORDS = (Path(__file__).parent / "recorded" / "words.txt").read_text(encoding="ascii").split()
 _VOCABULARY = [*_WORDS, *(f" {word}" for word in _WORDS)]
 _FIRST_BYTE, _FIRST_WORD = 3, 259
 BOS, EOS = 1, 2

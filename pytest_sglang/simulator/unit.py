@@ -241,8 +241,7 @@ WantedBy=multi-user.target
         with self._locked():
             state = self.state()
             if not state.lives():
-                if state.active in ("active", "deactivating", "failed"):
-                    self._save(replace(state, active="inactive", sub="dead", main_pid=0, main_ticks=0))
+                # a unit that failed stays failed, as systemd keeps it
                 return
             self._save(replace(state, active="deactivating", sub="stop-sigterm", stopping=True))
             if not procs.end(state.main_pid, state.main_ticks, signal.SIGTERM, STOP_TIMEOUT_S):
@@ -254,6 +253,13 @@ WantedBy=multi-user.target
             if left.active == "deactivating":  # the watcher was killed: nobody else writes the end
                 self._save(replace(left, active="inactive", sub="dead", main_pid=0, main_ticks=0, stopping=False))
 
+    def reset_failed(self) -> None:
+        """Forget a failure."""
+        with self._locked():
+            state = self.state()
+            if state.active == "failed":
+                self._save(replace(state, active="inactive", sub="dead", result="success", restarts=0))
+
     def end(self) -> None:
         """End every process of the unit at once, without its leave."""
         try:
@@ -261,5 +267,4 @@ WantedBy=multi-user.target
         except (OSError, ValueError, TypeError):
             return
         procs.end(raw.main_pid, raw.main_ticks)
-        procs.end(raw.watcher_pid, raw.watcher_ticks, wait_s=2.0)
-        procs.end(raw.watcher_pid, raw.watcher_ticks, signal.SIGKILL, 1.0)
+        procs.end(raw.watcher_pid, raw.watcher_ticks)

@@ -50,10 +50,8 @@ def parse(kind: Kind, body: bytes, default_model: str) -> Asked:
         detail = f"'msg': 'JSON decode error', 'input': {{}}, 'ctx': {{'error': '{text}'}}"
         raise Refused(f"[{{'type': 'json_invalid', 'loc': ('body', 1), {detail}}}]", "Bad Request") from None
     if not isinstance(raw, dict):
-        raise Refused(
-            f"[{{'type': 'model_attributes_type', 'loc': ('body',), 'msg': 'Input should be a valid dictionary', 'input': {raw!r}}}]",
-            "Bad Request",
-        )
+        detail = f"'msg': 'Input should be a valid dictionary', 'input': {raw!r}"
+        raise Refused(f"[{{'type': 'model_attributes_type', 'loc': ('body',), {detail}}}]", "Bad Request")
     prompt = _prompt(kind, raw)
     sampling = raw.get("sampling_params") or {} if kind == "generate" else raw
     wanted = _wanted(kind, sampling, prompt)

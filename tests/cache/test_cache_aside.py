@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from cache_trees import triton_entry, write
 
-from conftest import triton_entry, write
 from pytest_sglang.cache import aside, mounts, users
 from pytest_sglang.cache.aside import AsideError, Moved
 from pytest_sglang.cache.locate import CachePlace

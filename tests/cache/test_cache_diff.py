@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from cache_trees import DATA, age, triton_entry, write
 
-from conftest import DATA, age, triton_entry, write
 from pytest_sglang.cache import diff, snapshot
 from pytest_sglang.cache.locate import CachePlace, locate
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from engine_servers import Engine, Server
 
-from conftest import Engine, Server
 from pytest_sglang.cache import aside, diff, locate, snapshot
 from pytest_sglang.cache.locate import CachePlace
 from pytest_sglang.cache.snapshot import Snapshot

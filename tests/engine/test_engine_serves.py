@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 
 import pytest
+from engine_servers import Server
 
-from conftest import Server
 from pytest_sglang.cache import locate
 
 
@@ -39,4 +39,8 @@ def test_every_process_of_the_server_tells_its_environment(plain_server: Server)
     # setproctitle has overwritten theirs
     assert {b"sglang::scheduler", b"sglang::detokenizer"} <= set(titles)
     for pid in children:
-        assert (locate.environment_of(pid) or {}).get("HOME") == str(plain_server.home)
+        told = locate.environment_of(pid)
+        assert told is not None
+        assert told["HOME"] == str(plain_server.home)
+        # set by the server's own Python: the main process does not show it, its children do
+        assert told["TORCHINDUCTOR_CACHE_DIR"] == str(plain_server.home / ".cache" / "sglang" / "inductor")

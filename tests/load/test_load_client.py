@@ -1,0 +1,373 @@
+"""The client against a server whose send times are known."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import subprocess
+import threading
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+import pytest
+from truth import Script, Truth, truth_server
+
+from pytest_sglang.load import client as client_module
+from pytest_sglang.load import connection as connection_module
+from pytest_sglang.load import stamps
+from pytest_sglang.load.client import Client, Target, run_round
+from pytest_sglang.load.connection import ConnectError
+from pytest_sglang.load.prompts import Prompt
+from pytest_sglang.record.values import Round
+
+
+def prompts(n: int) -> list[Prompt]:
+    return [Prompt(text=f"{number}: Grüße", tokens=4, exact=True) for number in range(n)]
+
+
+def one_round(truth: Truth, *, streams: int = 1, tokens: int = 20, api: Any = "completions", **more: Any) -> tuple[Round, list[dict[str, Any]]]:
+    raw: list[dict[str, Any]] = []
+    target = Target(url=truth.url, api=api, model="m", api_key=more.pop("api_key", None), verify_tls=more.pop("verify_tls", True))
+    done = run_round(target, prompts(streams), tokens, index=3, timeout_s=more.pop("timeout_s", 20.0), on_request=raw.append)
+    return done, raw
+
+
+@pytest.mark.parametrize("api", ["completions", "chat", "native"])
+def test_one_stream_is_measured_as_it_was_sent(api: str) -> None:
+    with truth_server(Script(ttft_s=0.03, itl_s=0.005)) as truth:
+        done, raw = one_round(truth, tokens=40, api=api)
+        sends = truth.served[0].sends
+    assert done.failures == ()
+    assert done.invalid_because is None
+    assert done.index == 3
+    assert done.output_tokens == 40
+    true_rate = 39e9 / (sends[-1][1] - sends[0][1])
+    assert done.decode_tok_s == pytest.approx(true_rate, rel=0.01)
+    assert done.ttft_s[0] == pytest.approx((sends[0][1] - truth.served[0].received_ns) / 1e9, abs=0.005)
+    assert done.end_to_end_tok_s is not None
+    assert done.end_to_end_tok_s < done.decode_tok_s
+    assert done.aggregate_tok_s == pytest.approx(done.decode_tok_s, rel=1e-6)
+    assert raw[0]["tokens"] == 40
+    assert raw[0]["prompt_tokens"] == 5
+    assert raw[0]["cached_tokens"] == 2
+    assert [event[0] for event in raw[0]["events"]] == list(range(1, 41))
+    assert 0 <= done.client_lag_s < 0.01
+
+
+def test_kernel_stamps_are_within_a_fraction_of_a_millisecond_of_the_send() -> None:
+    if not kernel_stamps():
+        pytest.skip("no SO_TIMESTAMPNS on this system")
+    with truth_server(Script(ttft_s=0.01, itl_s=0.003)) as truth:
+        done, raw = one_round(truth, tokens=100)
+        sends = dict(truth.served[0].sends)
+    assert raw[0]["stamps"] == "kernel"
+    late_ms = [raw[0]["sent_s"] * 1e3 + ms - sends[tokens] / 1e6 for tokens, ms, _ in raw[0]["events"]]
+    # sent_s is a float of epoch seconds: good to half a microsecond
+    assert median(late_ms) < 0.5
+    assert min(late_ms) > -0.01
+    true_gaps = [(sends[n + 1] - sends[n]) / 1e9 for n in range(1, 100)]
+    assert mean(done.itl_s) == pytest.approx(mean(true_gaps), abs=0.0002)
+
+
+def test_a_busy_client_measures_the_same_with_kernel_stamps() -> None:
+    if not kernel_stamps():
+        pytest.skip("no SO_TIMESTAMPNS on this system")
+    real_take = connection_module.Connection._take
+
+    class Slow(connection_module.Connection):
+        def _take(self, data: bytes, at_ns: int) -> None:
+            threading.Event().wait(0.012)
+            real_take(self, data, at_ns)
+
+    with truth_server(Script(ttft_s=0.02, itl_s=0.005)) as truth, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(client_module, "Connection", Slow)
+        done, raw = one_round(truth, tokens=40)
+        sends = truth.served[0].sends
+    assert done.decode_tok_s == pytest.approx(39e9 / (sends[-1][1] - sends[0][1]), rel=0.05)
+    assert raw[0]["merged_events"] > 5
+    assert raw[0]["read_late_ms"] > 2
+    assert done.client_lag_s < 0.002
+
+
+def kernel_stamps() -> bool:
+    with socket.socket() as sock:
+        return stamps.ask_kernel(sock)
+
+
+def test_sixteen_streams_run_together_on_connections_opened_before() -> None:
+    with truth_server(Script(ttft_s=0.05, itl_s=0.01)) as truth:
+        done, raw = one_round(truth, streams=16, tokens=25)
+        served = truth.served
+    assert len(served) == 16
+    assert len({each.connection for each in served}) == 16
+    assert max(each.received_ns for each in served) - min(each.received_ns for each in served) < 50_000_000
+    assert done.failures == ()
+    assert done.output_tokens == 400
+    assert len(done.ttft_s) == 16
+    rates = [24e9 / (each.sends[-1][1] - each.sends[0][1]) for each in served]
+    assert done.decode_tok_s == pytest.approx(mean(rates), rel=0.02)
+    assert done.aggregate_tok_s == pytest.approx(16 * mean(rates), rel=0.06)
+    assert len({each["request"] for each in raw}) == 16
+
+
+def test_merged_events_give_no_token_latency_but_all_tokens() -> None:
+    with truth_server(Script(itl_s=0.004, burst=4)) as truth:
+        done, raw = one_round(truth, tokens=40)
+    assert done.failures == ()
+    assert done.output_tokens == 40
+    assert raw[0]["merged_events"] == 30
+    assert done.itl_s == ()
+    sends = truth.served[0].sends
+    assert done.decode_tok_s == pytest.approx(36e9 / (sends[-1][1] - sends[0][1]), rel=0.02)
+
+
+def test_several_tokens_an_event_share_its_gap() -> None:
+    with truth_server(Script(itl_s=0.008, tokens_an_event=4)) as truth:
+        done, _ = one_round(truth, tokens=40)
+    assert len(done.itl_s) >= 32
+    assert median(done.itl_s) == pytest.approx(0.002, abs=0.0005)
+
+
+@pytest.mark.parametrize(
+    ("script", "failure"),
+    [
+        (Script(cut_after=5), "the server closed the connection before the end of the stream"),
+        (Script(error_after=5), "error event inside HTTP 200: out of room"),
+        (Script(fewer=3), "17 tokens instead of 20"),
+        (Script(fewer=3, finish="stop"), "finish reason stop after 17 of 20 tokens"),
+        (Script(finish="stop", matched="NaN happened"), "the model computed NaN: finish reason stop, matched 'NaN happened'"),
+        (Script(done=False), "the stream ended without [DONE]"),
+        (Script(usage="none"), "the server told no token count (no usage in the stream)"),
+        (Script(hang_after=5), "no whole answer in time"),
+        (Script(status=401, body='{"error":"Unauthorized"}'), "HTTP 401: Unauthorized"),
+        (Script(status=400, body='{"object":"error","message":"too  long","code":400}'), "HTTP 400: too long"),
+        (Script(status=400, body='{"error":{"message":"native"}}'), "HTTP 400: native"),
+        (Script(status=503, body=""), "HTTP 503: no message"),
+        (Script(body='{"text": "no stream"}', content_type="application/json"), "no event stream: content type application/json"),
+        (Script(headers="content-encoding: gzip\r\n"), "the answer is compressed (gzip) though it was asked not to be"),
+    ],
+    ids=lambda each: each if isinstance(each, str) else "",
+)
+def test_a_request_that_did_not_end_whole_is_no_sample(script: Script, failure: str) -> None:
+    script.ttft_s, script.itl_s = 0.002, 0.001
+    with truth_server(script) as truth:
+        done, raw = one_round(truth, timeout_s=0.6)
+    assert done.failures == (failure,)
+    assert done.invalid_because == f"1 of 1 requests failed: {failure}"
+    assert done.decode_tok_s is None
+    assert done.end_to_end_tok_s is None
+    assert done.ttft_s == ()
+    assert done.itl_s == ()
+    assert raw[0]["failure"] == failure
+
+
+def test_nobody_at_the_address() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    done = run_round(Target(url=f"http://127.0.0.1:{port}"), prompts(2), 5, index=1, timeout_s=1)
+    assert done.failures == (f"cannot connect to 127.0.0.1:{port}: Connection refused",) * 2
+    assert done.decode_tok_s is None
+
+
+def test_something_that_is_no_http_server() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def talk() -> None:
+            sock, _ = listener.accept()
+            with sock:
+                sock.recv(1000)
+                sock.sendall(b"220 smtp ready\r\n")
+
+        thread = threading.Thread(target=talk)
+        thread.start()
+        done = run_round(Target(url=f"http://127.0.0.1:{listener.getsockname()[1]}"), prompts(1), 5, index=1, timeout_s=2)
+        thread.join()
+    assert done.failures[0].startswith("not an HTTP event stream: ")
+
+
+def test_an_answer_framed_by_the_end_of_the_connection() -> None:
+    events = 'data: {"choices":[{"index":0,"text":"a","finish_reason":"length"}],"usage":{"completion_tokens":1}}\n\ndata: [DONE]\n\n'
+    head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n"
+    assert raw_answer(head + events).failures == ()
+    assert raw_answer(head + events[:-1]).failures == ("the stream ended inside an event",)
+    assert raw_answer("").failures == ("the server closed the connection before the end of the stream",)
+
+
+def raw_answer(text: str) -> Round:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def talk() -> None:
+            sock, _ = listener.accept()
+            with sock:
+                sock.recv(10_000)
+                sock.sendall(text.encode())
+
+        thread = threading.Thread(target=talk)
+        thread.start()
+        done = run_round(Target(url=f"http://127.0.0.1:{listener.getsockname()[1]}"), prompts(1), 1, index=1, timeout_s=2)
+        thread.join()
+    return done
+
+
+def test_the_request_asks_for_exactly_what_is_counted() -> None:
+    with truth_server(Script(ttft_s=0, itl_s=0)) as truth:
+        for api in ("completions", "chat", "native"):
+            one_round(truth, tokens=3, api=api, api_key="secret")
+    completions, chat, native = truth.served
+    assert completions.path == "/v1/completions"
+    assert completions.body == {
+        "model": "m",
+        "prompt": "0: Grüße",
+        "max_tokens": 3,
+        "ignore_eos": True,
+        "temperature": 0,
+        "stream": True,
+        "stream_options": {"include_usage": True, "continuous_usage_stats": True},
+    }
+    assert chat.path == "/v1/chat/completions"
+    assert chat.body["messages"] == [{"role": "user", "content": "0: Grüße"}]
+    assert chat.body["max_completion_tokens"] == 3
+    assert native.path == "/generate"
+    assert native.body == {"text": "0: Grüße", "sampling_params": {"max_new_tokens": 3, "ignore_eos": True, "temperature": 0}, "stream": True}
+    for each in truth.served:
+        assert each.headers["authorization"] == "Bearer secret"
+        assert each.headers["accept-encoding"] == "identity"
+
+
+def test_the_key_is_not_shown() -> None:
+    assert "geheim" not in repr(Target(url="http://127.0.0.1:1", api_key="geheim"))
+
+
+@pytest.mark.parametrize(
+    ("url", "address", "path"),
+    [
+        ("http://127.0.0.1:8001", ("127.0.0.1", 8001, False), b"POST /v1/completions "),
+        ("http://127.0.0.1:8001/v1/", ("127.0.0.1", 8001, False), b"POST /v1/completions "),
+        ("https://rig/proxy", ("rig", 443, True), b"POST /proxy/v1/completions "),
+        ("http://rig", ("rig", 80, False), b"POST /v1/completions "),
+    ],
+)
+def test_urls(url: str, address: tuple[str, int, bool], path: bytes) -> None:
+    target = Target(url=url)
+    assert target.address == address
+    assert target.request("x", 1).startswith(path)
+
+
+def test_wrong_urls_keys_and_numbers_are_refused() -> None:
+    with pytest.raises(ValueError, match="is not the url of a server"):
+        run_round(Target(url="rig:8001"), prompts(1), 1, index=1, timeout_s=1)
+    with pytest.raises(ValueError, match="line break"):
+        Target(url="http://rig", api_key="a\r\nX: y").head()
+    with pytest.raises(ValueError, match="without prompts"):
+        run_round(Target(url="http://rig"), [], 1, index=1, timeout_s=1)
+    with pytest.raises(ValueError, match="at least 1"):
+        Client(Target(url="http://rig"), 0)
+
+
+def test_closed_loop_keeps_connections_and_the_order_of_prompts() -> None:
+    with truth_server(Script(ttft_s=0.002, itl_s=0.001)) as truth, Client(Target(url=truth.url), 3) as client:
+        seen = []
+        exchanges = client.run(prompts(10), 5, timeout_s=5, on_exchange=seen.append)
+        assert [each.prompt_characters for each in exchanges] == [8] * 10
+        assert len(seen) == 10
+        assert all(each.answer.failure is None for each in exchanges)
+        assert truth.connections == 3
+        client.run(prompts(2), 5, timeout_s=5)
+        assert truth.connections == 3
+
+
+def test_a_server_that_closes_after_each_answer_costs_new_connections_only() -> None:
+    with truth_server(Script(ttft_s=0.002, itl_s=0.001, keep_alive=False)) as truth, Client(Target(url=truth.url), 2) as client:
+        exchanges = client.run(prompts(6), 5, timeout_s=5)
+    assert [each.answer.failure for each in exchanges] == [None] * 6
+    assert truth.connections == 6
+
+
+def test_a_server_that_dies_between_requests_fails_the_rest_quickly() -> None:
+    with truth_server(Script(ttft_s=0.002, itl_s=0.001, keep_alive=False)) as truth, Client(Target(url=truth.url), 1) as client:
+        client.connect()
+
+        def gone(*_: object) -> None:
+            raise ConnectError("cannot connect to there: Connection refused")
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(client_module, "Connection", gone)
+            exchanges = client.run(prompts(3), 5, timeout_s=5)
+    assert [each.answer.failure for each in exchanges] == [None, *["cannot connect to there: Connection refused"] * 2]
+
+
+def test_a_large_prompt_is_sent_in_pieces() -> None:
+    with truth_server(Script(ttft_s=0.002, itl_s=0.001)) as truth:
+        large = Prompt(text="word " * 2_000_000, tokens=2_000_000, exact=False)
+        done = run_round(Target(url=truth.url), [large], 3, index=1, timeout_s=20)
+        assert done.failures == ()
+        assert len(truth.served[0].body["prompt"]) == 10_000_000
+
+
+def test_an_interrupt_closes_every_connection() -> None:
+    with truth_server(Script(ttft_s=0.002, itl_s=0.001)) as truth, Client(Target(url=truth.url), 2) as client:
+
+        def interrupt(_: object) -> None:
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            client.run(prompts(4), 50, timeout_s=5, on_exchange=interrupt)
+        assert sum(each.open for each in client._connections) <= 1
+
+
+def test_user_space_stamps_where_the_kernel_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stamps, "ask_kernel", lambda sock: False)
+    with truth_server(Script(ttft_s=0.02, itl_s=0.005)) as truth:
+        done, raw = one_round(truth, tokens=30)
+        sends = truth.served[0].sends
+    assert raw[0]["stamps"] == "user"
+    assert done.decode_tok_s == pytest.approx(29e9 / (sends[-1][1] - sends[0][1]), rel=0.05)
+    assert done.client_lag_s >= 0
+
+
+def test_tls_works_with_user_space_stamps(tmp_path: Path) -> None:
+    key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1"]
+    try:
+        subprocess.run([*command, "-keyout", str(key), "-out", str(certificate)], check=True, capture_output=True)
+    except FileNotFoundError:
+        pytest.skip("no openssl to make a certificate with")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    with truth_server(Script(ttft_s=0.02, itl_s=0.004), context) as truth:
+        done, raw = one_round(truth, tokens=30, verify_tls=False)
+        refused, _ = one_round(truth, tokens=30)
+    assert done.failures == ()
+    assert raw[0]["stamps"] == "user"
+    assert done.output_tokens == 30
+    assert "CERTIFICATE_VERIFY_FAILED" in refused.failures[0]
+
+
+def test_a_clock_that_was_set_during_the_round_makes_it_invalid(monkeypatch: pytest.MonkeyPatch) -> None:
+    offsets = iter([1_000_000_000, 1_012_000_000])
+    monkeypatch.setattr(stamps, "clock_offset_ns", lambda: next(offsets))
+    with truth_server(Script(ttft_s=0.002, itl_s=0.001)) as truth:
+        done, _ = one_round(truth)
+    assert done.invalid_because == "the machine's clock was set by +12.0 ms during the round"
+
+
+def test_clock_offset_is_steady_and_small_noise_is_no_step() -> None:
+    before, after = stamps.clock_offset_ns(), stamps.clock_offset_ns()
+    assert stamps.clock_step(before, after) is None
+    assert stamps.clock_step(0, -3_000_000) == "the machine's clock was set by -3.0 ms during the round"
+
+
+def test_kernel_stamps_are_not_claimed_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as sock:
+        monkeypatch.setattr("sys.platform", "darwin")
+        assert not stamps.ask_kernel(sock)
+        monkeypatch.undo()
+    assert not stamps.ask_kernel(sock)
+
+
+def test_data_without_a_stamp_is_said_to_have_none() -> None:
+    left, right = socket.socketpair()
+    with left, right:
+        left.send(b"x")
+        assert stamps.receive(right, 10) == (b"x", None)
