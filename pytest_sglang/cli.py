@@ -13,8 +13,14 @@ EXIT_OK, EXIT_FAIL, EXIT_INTERRUPTED, EXIT_USAGE, EXIT_INCONCLUSIVE = 0, 1, 2, 4
 
 
 def _rig_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--rig", metavar="PATH", help="rig file, a packaged one (six-3090), or 'simulated' (default: rig.toml here or in acceptance/)")
-    parser.add_argument("--fault", metavar="NAME", action="append", default=[], help="fault of the simulated rig, repeatable (with --rig=simulated)")
+    parser.add_argument(
+        "--rig",
+        metavar="PATH",
+        help="rig file, a packaged one (six-3090), or 'simulated' (default: rig.toml here or in acceptance/)",
+    )
+    parser.add_argument(
+        "--fault", metavar="NAME", action="append", default=[], help="fault of the simulated rig, repeatable (with --rig=simulated)"
+    )
     parser.add_argument("--url", metavar="URL", help="the server's URL instead of the rig file's")
     parser.add_argument("--json", action="store_true", help="machine-readable output")
 
@@ -28,12 +34,21 @@ def parser() -> argparse.ArgumentParser:
     tools = top.add_subparsers(dest="tool", metavar="TOOL", required=True)
 
     init = tools.add_parser("init", help="write a rig file from the machine as it stands")
-    init.add_argument("-o", "--output", metavar="FILE", type=Path, default=Path("rig.toml"), help="where to write (default: rig.toml); never overwrites")
+    init.add_argument(
+        "-o",
+        "--output",
+        metavar="FILE",
+        type=Path,
+        default=Path("rig.toml"),
+        help="where to write (default: rig.toml); never overwrites",
+    )
     init.add_argument("--unit", metavar="NAME", help="the server's systemd unit (default: the unit that its process belongs to)")
     _rig_options(init)
 
     wait = tools.add_parser("wait", help="follow the start in progress, whoever started it, until the server is ready")
-    wait.add_argument("--timeout", metavar="TIME", default=None, help="give up after this time, e.g. '40 min' (default: twice the cold budget)")
+    wait.add_argument(
+        "--timeout", metavar="TIME", default=None, help="give up after this time, e.g. '40 min' (default: twice the cold budget)"
+    )
     _rig_options(wait)
 
     undo = tools.add_parser("undo", help="put back what a dead run left changed")
@@ -48,7 +63,9 @@ def parser() -> argparse.ArgumentParser:
 
     report = tools.add_parser("report", help="render the HTML page of a run anew from its run.json")
     report.add_argument("run", metavar="DIR", type=Path, help="a run folder or its run.json")
-    report.add_argument("-o", "--output", metavar="FILE", type=Path, default=None, help="where to write (default: report.html beside run.json)")
+    report.add_argument(
+        "-o", "--output", metavar="FILE", type=Path, default=None, help="where to write (default: report.html beside run.json)"
+    )
     return top
 
 
@@ -89,7 +106,9 @@ def _init(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps({"written": str(arguments.output)}))
     else:
-        print(f"written: {arguments.output} ({text.count(chr(10))} lines). Now edit the promises: what must this rig be able to do?")
+        print(
+            f"written: {arguments.output} ({text.count(chr(10))} lines). Now edit the promises: what must this rig be able to do?"
+        )
     return EXIT_OK
 
 
@@ -107,9 +126,19 @@ def _undo(arguments: argparse.Namespace) -> int:
 
     outcomes = undo(state_dir(), dry_run=arguments.dry_run)
     if arguments.json:
-        print(json.dumps([{"kind": each.entry.kind, "target": each.entry.target, "action": each.action, "detail": each.detail} for each in outcomes]))
+        print(
+            json.dumps(
+                [
+                    {"kind": each.entry.kind, "target": each.entry.target, "action": each.action, "detail": each.detail}
+                    for each in outcomes
+                ]
+            )
+        )
     else:
-        print("\n".join(f"{each.action}: {each.entry.kind} {each.entry.target}: {each.detail}" for each in outcomes) or "nothing to undo")
+        print(
+            "\n".join(f"{each.action}: {each.entry.kind} {each.entry.target}: {each.detail}" for each in outcomes)
+            or "nothing to undo"
+        )
     if any(each.action == "owner alive" for each in outcomes):
         return EXIT_USAGE
     return EXIT_FAIL if any(each.action == "failed" for each in outcomes) else EXIT_OK
@@ -120,7 +149,11 @@ def _simulate(arguments: argparse.Namespace) -> int:
 
     if arguments.list_faults:
         faults = simulated.known_faults()
-        print(json.dumps(faults, indent=1) if arguments.json else "\n".join(f"{name:20} {summary}" for name, summary in faults.items()))
+        print(
+            json.dumps(faults, indent=1)
+            if arguments.json
+            else "\n".join(f"{name:20} {summary}" for name, summary in faults.items())
+        )
         return EXIT_OK
     simulated.check_faults(tuple(arguments.fault))
     return simulated.serve_alone(arguments.port, tuple(arguments.fault))
@@ -138,4 +171,10 @@ def _report(arguments: argparse.Namespace) -> int:
     return EXIT_OK
 
 
-TOOLS: dict[str, Callable[[argparse.Namespace], int]] = {"init": _init, "wait": _wait, "undo": _undo, "simulate": _simulate, "report": _report}
+TOOLS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "init": _init,
+    "wait": _wait,
+    "undo": _undo,
+    "simulate": _simulate,
+    "report": _report,
+}

@@ -34,7 +34,9 @@ def sglang_deployment(pytestconfig: pytest.Config) -> Deployment:
 
     opened = pytestconfig.stash.get(DEPLOYMENT, None)
     if opened is None:
-        raise pytest.UsageError("no rig is open: request the fixture by name in a test or in its fixtures, not by getfixturevalue or a hook")
+        raise pytest.UsageError(
+            "no rig is open: request the fixture by name in a test or in its fixtures, not by getfixturevalue or a hook"
+        )
     return opened
 
 

@@ -20,7 +20,9 @@ MARKERS: dict[str, str] = {
     "needs_nvlink": "needs_nvlink: the test is for rigs that declare NVLink",
     "sglang_check": 'sglang_check("id", stage="measure", after=("ready",)): id, place in the order, and checks that must have passed first',
 }
-FIXTURES = frozenset({"sglang_server", "gpu_power", "nvlink_topology", "triton_cache", "sglang_check", "power_level_w", "sglang_rig"})
+FIXTURES = frozenset(
+    {"sglang_server", "gpu_power", "nvlink_topology", "triton_cache", "sglang_check", "power_level_w", "sglang_rig"}
+)
 
 
 def register(config: pytest.Config) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import pytest
 
@@ -59,7 +59,8 @@ def declare(parser: pytest.Parser) -> None:
             group.addoption(option.flag, action="store_true", default=None, dest=option.dest, help=text)
         else:
             group.addoption(option.flag, default=None, dest=option.dest, metavar=option.metavar, help=text)
-        parser.addini(option.dest, option.help, type="bool" if option.is_flag else "string", default=None)
+        kind: Literal["bool", "string"] = "bool" if option.is_flag else "string"
+        parser.addini(option.dest, option.help, type=kind, default=None)
 
 
 def _value(config: pytest.Config, option: _Option) -> Any:
@@ -69,7 +70,9 @@ def _value(config: pytest.Config, option: _Option) -> Any:
     if given in (None, ""):
         given = option.default
     if option.choices and given not in option.choices:
-        raise pytest.UsageError(f"{option.flag}={given}: must be one of {', '.join(option.choices)} (e.g. {option.flag}={option.default})")
+        raise pytest.UsageError(
+            f"{option.flag}={given}: must be one of {', '.join(option.choices)} (e.g. {option.flag}={option.default})"
+        )
     return given
 
 
@@ -84,7 +87,9 @@ def power_levels(text: str | None) -> tuple[float, ...]:
         try:
             watts = units.parse(part.strip(), "W")
         except units.UnitError:
-            raise pytest.UsageError(f"--power={text}: {part.strip()!r} is not a power in watts (write e.g. --power=250 or --power=250,390)") from None
+            raise pytest.UsageError(
+                f"--power={text}: {part.strip()!r} is not a power in watts (write e.g. --power=250 or --power=250,390)"
+            ) from None
         if watts <= 0:
             raise pytest.UsageError(f"--power={text}: a power level is above 0 W (write e.g. --power=250)")
         if watts not in levels:

@@ -23,10 +23,24 @@ def run(fault: str, folder: Path) -> tuple[dict[str, str], int, float]:
     import json
 
     arguments = [f"--sglang-fault={fault}"] if fault else []
-    command = [sys.executable, "-m", "pytest", "acceptance/", "--power=250", "--rig=simulated", f"--sglang-report-dir={folder}", *arguments]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "acceptance/",
+        "--power=250",
+        "--rig=simulated",
+        f"--sglang-report-dir={folder}",
+        *arguments,
+    ]
     began = time.monotonic()
     done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "PYTEST_SGLANG_STATE_DIR": str(folder / "state")}, timeout=600
+        command,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTEST_SGLANG_STATE_DIR": str(folder / "state")},
+        timeout=600,
     )
     records = list(folder.glob("*/run.json"))
     found = verdicts(json.loads(records[0].read_text())) if records else {}
@@ -43,7 +57,9 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as folder:
             found, code, seconds = run(fault, Path(folder))
         expected = 1 if "fail" in TABLE[fault].values() else 0
-        differs = {check: (TABLE[fault][check], found.get(check)) for check in TABLE[fault] if found.get(check) != TABLE[fault][check]}
+        differs = {
+            check: (TABLE[fault][check], found.get(check)) for check in TABLE[fault] if found.get(check) != TABLE[fault][check]
+        }
         good = not differs and code == expected
         wrong += not good
         print(f"{'ok ' if good else 'BAD'} {fault or 'clean':18} exit {code}  {seconds:5.1f} s  {differs or ''}", flush=True)

@@ -52,7 +52,7 @@ class Missing(msgspec.Struct, frozen=True):
 Reading: TypeAlias = T | Missing
 
 
-class NoDriver(Exception):  # noqa: N818 - a state of the machine, not a programming error
+class NoDriver(Exception):
     """No NVIDIA driver can be asked here; the message is one sentence: what was looked for and what was found."""
 
     def __init__(self, looked_for: str, found: str) -> None:
@@ -60,7 +60,7 @@ class NoDriver(Exception):  # noqa: N818 - a state of the machine, not a program
         self.looked_for, self.found = looked_for, found
 
 
-class GpuLost(Exception):  # noqa: N818 - what happened to the card
+class GpuLost(Exception):
     """A card stopped answering in the middle of a run (fell off the bus): nothing measured with it counts."""
 
     def __init__(self, label: str) -> None:

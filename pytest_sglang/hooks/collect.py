@@ -40,8 +40,8 @@ def parametrize(metafunc: pytest.Metafunc) -> None:
 
 
 def _power(config: pytest.Config) -> str | None:
-    value = config.getoption("sglang_power")
-    return value if value is not None else config.getini("sglang_power")
+    value: str | None = config.getoption("sglang_power")
+    return value if value is not None else config.getini("sglang_power") or None
 
 
 def activate(config: pytest.Config, before: list[pytest.Item], items: list[pytest.Item]) -> Active:
@@ -86,8 +86,12 @@ def _unique(every: list[Planned]) -> None:
 
     for plan in every:
         if plan.key in seen:
-            if seen[plan.key].item.nodeid.split("[")[0] != plan.item.nodeid.split("[")[0] and plan.item.get_closest_marker("sglang_check"):
-                raise pytest.UsageError(f"{plan.item.nodeid} and {seen[plan.key].item.nodeid} have the same check id {plan.spec.id!r}")
+            if seen[plan.key].item.nodeid.split("[")[0] != plan.item.nodeid.split("[")[0] and plan.item.get_closest_marker(
+                "sglang_check"
+            ):
+                raise pytest.UsageError(
+                    f"{plan.item.nodeid} and {seen[plan.key].item.nodeid} have the same check id {plan.spec.id!r}"
+                )
             inside = plan.item.nodeid.split("::", 1)[-1]
             plan.spec = replace(plan.spec, id=f"{plan.spec.id}:{inside}" if plan.key in seen else plan.spec.id)
         seen[plan.key] = plan

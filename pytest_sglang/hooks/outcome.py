@@ -18,7 +18,12 @@ def adjust(active: Active, item: pytest.Item, call: pytest.CallInfo[None], repor
     if item not in active.items:
         return
     error = call.excinfo.value if call.excinfo is not None else None
-    if call.when == "setup" and error is not None and report.outcome == "failed" and not isinstance(error, (pytest.fail.Exception, KeyboardInterrupt)):
+    if (
+        call.when == "setup"
+        and error is not None
+        and report.outcome == "failed"
+        and not isinstance(error, (pytest.fail.Exception, KeyboardInterrupt))
+    ):
         scope = active.scopes.get(item)
         if scope is not None:
             told = Inconclusive(f"could not set up: {type(error).__name__}: {error}")
@@ -29,7 +34,7 @@ def adjust(active: Active, item: pytest.Item, call: pytest.CallInfo[None], repor
         report.outcome = "failed"
         if hasattr(report, "wasxfail"):
             del report.wasxfail
-        if call.when == "call":
+        if call.when == "call" and error.__cause__ is None:
             report.longrepr = f"INCONCLUSIVE: {error}"
         report.sglang_inconclusive = str(error)  # type: ignore[attr-defined]
         report.sglang_xml = item.config  # type: ignore[attr-defined]

@@ -1,6 +1,6 @@
 """Small statistics with their conditions attached: an interval, a percentile that must be earned, a test for drift.
 
-scipy is imported by the functions that need it: reading a rig file or printing a plan must not pay for it.
+scipy is imported by the functions that need it, and only its special functions (Student's t): scipy.stats takes a second to import.
 """
 
 from __future__ import annotations
@@ -76,9 +76,9 @@ def interval(rates: Sequence[float], confidence: float) -> Interval:
 @functools.lru_cache(maxsize=4096)
 def t_critical(confidence: float, degrees: int) -> float:
     """The t value that ``confidence`` of Student's distribution lies within, both tails cut."""
-    from scipy import stats
+    from scipy.special import stdtrit
 
-    return float(stats.t.isf((1 - confidence) / 2, degrees))
+    return -float(stdtrit(degrees, (1 - confidence) / 2))
 
 
 def deviation(values: Sequence[float]) -> float:
@@ -148,9 +148,9 @@ def _two_sided(value: float, error: float, degrees: int) -> float:
     """p value of ``value`` against zero. Numbers that agree to the last bit leave no doubt."""
     if error <= 1e-15:
         return 0.0 if abs(value) > 1e-12 else 1.0
-    from scipy import stats
+    from scipy.special import stdtr
 
-    return float(2 * stats.t.sf(abs(value) / error, degrees))
+    return 2 * float(stdtr(degrees, -abs(value) / error))
 
 
 def _logs(rates: Sequence[float]) -> list[float]:

@@ -54,6 +54,9 @@ class Client:
 
     def connect(self) -> None:
         """Open the connections that are not. Raises ConnectError; ValueError for a url that is none."""
+        for each in self._connections:
+            if each.stale:
+                each.close()
         self._connections = [each for each in self._connections if each.open]
         while len(self._connections) < self.streams:
             self._connections.append(Connection(self.target, self._connect_timeout_s))
@@ -146,8 +149,9 @@ class Client:
 
     def _alive(self, connection: Connection) -> Connection:
         """``connection``, or a fresh one in its place. Raises ConnectError."""
-        if connection.open:
+        if not connection.stale:
             return connection
+        connection.close()
         fresh = Connection(self.target, self._connect_timeout_s)
         self._connections = [fresh if each is connection else each for each in self._connections]
         return fresh

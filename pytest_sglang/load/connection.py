@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import select
 import socket
 import ssl
 import time
@@ -106,6 +107,15 @@ class Connection:
         self.send_ns = 0
         self.late_ns: list[int] = []
         self.finished = True
+
+    @property
+    def stale(self) -> bool:
+        """Not usable for a next request: closed, or the server has said something unasked (as a rule: that it closed)."""
+        if not self.open:
+            return True
+        poll = select.poll()
+        poll.register(self.sock, select.POLLIN)
+        return bool(poll.poll(0))
 
     # --- one request -------------------------------------------------------------------------------------------------------
 

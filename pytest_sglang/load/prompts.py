@@ -19,6 +19,8 @@ CHARACTERS_A_TOKEN = 4.0
 
 _FILLER = " and"
 _TRIES = 8
+_WORDS_A_TOKEN = 4
+"""No tokenizer makes fewer tokens of English; a counter that says otherwise must not fill the memory."""
 
 
 class Prompt(Value, frozen=True, kw_only=True):
@@ -112,7 +114,7 @@ def _fit(text: _Words, wanted: int, counter: Callable[[str], int], characters_a_
         if tokens < wanted and (best is None or tokens > best[1]):
             best = (found, tokens)
         step = round((wanted - tokens) * words / max(tokens, 1))
-        words = max(1, words + (step or (1 if tokens < wanted else -1)))
+        words = min(max(1, words + (step or (1 if tokens < wanted else -1))), wanted * _WORDS_A_TOKEN)
         if words in tried:
             break
     if best is None:

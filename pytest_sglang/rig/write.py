@@ -140,9 +140,7 @@ def _pcie_gen(found: Found, card: FoundCard) -> str:
     note = ""
     if now is not None and most is not None and now < most:
         note = (
-            f"gen {now} of {most} under load: {_FAULT}"
-            if card.loaded
-            else f"now gen {now}, as idle cards are: only read under load is it sure"
+            f"gen {now} of {most} under load: {_FAULT}" if card.loaded else f"its maximum; gen {now} now, to which idle cards drop"
         )
     elif most is None and not card.loaded:
         note = "its maximum was not found, and idle cards drop to gen 1"

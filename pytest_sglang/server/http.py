@@ -17,7 +17,7 @@ _SAMPLE = re.compile(r"^(?P<name>[a-zA-Z_:][\w:]*)(?:\{(?P<labels>.*)\})? (?P<va
 _PROMPT = "def main"
 
 
-class Unreachable(Exception):  # noqa: N818
+class Unreachable(Exception):
     """No answer: refused, timed out, cut. Raised by ``ControlPlane.request`` only; everything else answers with a value."""
 
 

@@ -265,6 +265,8 @@ def _phases(reader: _Reader, *, zero: float, first: float, ready_at: float | Non
 
 def _closed(begins: list[tuple[str, float]], zero: float, end: float | None, ready_at: float | None = None) -> tuple[Phase, ...]:
     """Phases from their begins, each until the next one."""
+    if not begins:
+        return ()
     ends = [*(begin for _, begin in begins[1:]), end]
     phases = [
         Phase(phase, max(0.0, begin - zero), None if until is None else max(0.0, until - zero))

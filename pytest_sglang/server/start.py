@@ -29,7 +29,7 @@ class Progress(Value, frozen=True):
     last_line: str
 
 
-class StartFailed(Exception):  # noqa: N818
+class StartFailed(Exception):
     """A start that did not become ready. ``cause`` in one line; ``startup`` holds what was seen of it."""
 
     def __init__(

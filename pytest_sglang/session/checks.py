@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pytest_sglang.rig.model import Rig
+from pytest_sglang.rig.model import Rig, ThroughputRow
 
 STAGES: tuple[str, ...] = ("identity", "power", "links", "server", "findings", "measure", "restart", "cold")
 """The fixed order. Nothing is restarted before everything else has been measured: the server may not come back."""
@@ -32,6 +32,10 @@ class CheckSpec:
 _SERVER = ("server-identity", "ready")
 
 
+def _rates(row: ThroughputRow) -> bool:
+    return any(each is not None for each in (row.min_tok_s, row.max_ttft_s, row.max_itl_p99_s))
+
+
 def _starts(rig: Rig) -> bool:
     return rig.server is not None and rig.start is not None
 
@@ -44,14 +48,16 @@ STANDARD: dict[str, CheckSpec] = {
         CheckSpec("nvlink", "links", after=("gpu-identity",), promised=lambda rig: rig.declares_nvlink),
         CheckSpec("server-identity", "server", promised=lambda rig: rig.server is not None, uses_server=True),
         CheckSpec("ready", "server", after=("server-identity",), promised=lambda rig: rig.server is not None, uses_server=True),
-        CheckSpec("findings", "findings", after=("server-identity",), promised=lambda rig: rig.server is not None, uses_server=True),
+        CheckSpec(
+            "findings", "findings", after=("server-identity",), promised=lambda rig: rig.server is not None, uses_server=True
+        ),
         CheckSpec(
             "decode-throughput",
             "measure",
             after=(*_SERVER, "power-limit"),
             per_power=True,
             min_level=2,
-            promised=lambda rig: rig.server is not None and bool(rig.throughput),
+            promised=lambda rig: rig.server is not None and any(_rates(row) for row in rig.throughput),
             uses_server=True,
         ),
         CheckSpec(

@@ -189,6 +189,12 @@ class Deployment:
         promise = self.server.promise
         return identity.identify(promise.url, promise, self.controller.state(), self.plane, self.clock)
 
+    def take_fingerprint(self) -> None:
+        """Keep what this run is made on; again whenever another server process answers."""
+        from pytest_sglang.session import fingerprint
+
+        self.recorder.environment(fingerprint.take(self))
+
     @property
     def cache_faulty(self) -> bool:
         """A start that should have been warm compiled instead: then that start is no evidence for the cold promise."""
@@ -212,10 +218,9 @@ class Deployment:
         finally:
             from pytest_sglang.session import standing
 
+            self._end_what_the_run_started()
             self.as_left = standing.read(self)
             self.recorder.stop_clock()
-            if self._controller is not None and self._controller.run_owned:
-                self._controller.stop(10.0)
             for part in (self._plane, self.hardware):
                 if part is not None:
                     part.close()
@@ -225,6 +230,16 @@ class Deployment:
             self.guard.close()
             if self.locks is not None:
                 self.locks.release()
+
+    def _end_what_the_run_started(self) -> None:
+        from pytest_sglang.server.control import ControlError
+
+        if self._controller is None or not self._controller.run_owned:
+            return
+        try:
+            self._controller.stop(10.0)
+        except ControlError as error:
+            self.recorder.findings((Finding("survivor", "warn", self._controller.subject, str(error), "end it by hand"),))
 
     def _put_back(self) -> None:
         if "kernels" in self.__dict__:
@@ -250,7 +265,10 @@ def _settle(controller: Controller) -> None:
 def _show(progress: Any) -> str:
     from pytest_sglang.record import units
 
-    parts = [f"{progress.phase or 'starting'}{' ' + progress.inside if progress.inside else ''}", units.duration(progress.elapsed_s)]
+    parts = [
+        f"{progress.phase or 'starting'}{' ' + progress.inside if progress.inside else ''}",
+        units.duration(progress.elapsed_s),
+    ]
     if progress.expected_s:
         parts.append(f"of about {units.duration(progress.expected_s)}")
     if progress.last_line:

@@ -14,7 +14,17 @@ from pytest_sglang.session.redaction import redact
 if TYPE_CHECKING:
     from pytest_sglang.session.deployment import Deployment
 
-DISTRIBUTIONS = ("sglang", "torch", "triton", "sgl_kernel", "sglang_kernel", "flashinfer_python", "transformers", "nvidia_nccl_cu12", "nvidia_nccl_cu13")
+DISTRIBUTIONS = (
+    "sglang",
+    "torch",
+    "triton",
+    "sgl_kernel",
+    "sglang_kernel",
+    "flashinfer_python",
+    "transformers",
+    "nvidia_nccl_cu12",
+    "nvidia_nccl_cu13",
+)
 
 
 def take(deployment: Deployment) -> dict[str, Any]:
@@ -48,7 +58,11 @@ def _os() -> str:
 def _server(deployment: Deployment) -> dict[str, Any]:
     controller = deployment.controller
     state = controller.state()
-    facts: dict[str, Any] = {"url": deployment.rig.server.url if deployment.rig.server else None, "control": controller.kind, "subject": controller.subject}
+    facts: dict[str, Any] = {
+        "url": deployment.rig.server.url if deployment.rig.server else None,
+        "control": controller.kind,
+        "subject": controller.subject,
+    }
     if not state.active:
         facts["state"] = state.detail
         return facts

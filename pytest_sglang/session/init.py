@@ -14,7 +14,7 @@ from pytest_sglang.record.clock import Clock, SystemClock
 from pytest_sglang.rig.found import Found, FoundCache, FoundCard, FoundPair, FoundServer
 from pytest_sglang.rig.model import ServerPromise
 from pytest_sglang.rig.write import render
-from pytest_sglang.session import promise, simulated, sources
+from pytest_sglang.session import simulated, sources
 from pytest_sglang.session.errors import Refused
 from pytest_sglang.session.journal import Journal
 from pytest_sglang.session.options import RunOptions
@@ -85,7 +85,9 @@ def _observe(options: RunOptions, unit: str | None, simulation: Simulation | Non
     )
 
 
-def _cards(simulation: Simulation | None, missing: dict[str, str]) -> tuple[tuple[FoundCard, ...], tuple[FoundPair, ...], list[str]]:
+def _cards(
+    simulation: Simulation | None, missing: dict[str, str]
+) -> tuple[tuple[FoundCard, ...], tuple[FoundPair, ...], list[str]]:
     from pytest_sglang.gpu import links
 
     try:
@@ -161,7 +163,9 @@ def _described(
     pid = listening[0].pid if listening else None
     unit = unit or (unit_of(pid) if pid is not None else None)
     if unit is None:
-        missing["server.systemd"] = "the process belongs to no systemd service" if pid is not None else "no process of this machine listens there"
+        missing["server.systemd"] = (
+            "the process belongs to no systemd service" if pid is not None else "no process of this machine listens there"
+        )
     with tempfile.TemporaryDirectory(prefix="pytest-sglang-") as scratch:
         promised = ServerPromise(url=url, systemd=unit)
         systemctl = simulation.rig.systemctl if simulation is not None else None
@@ -169,7 +173,9 @@ def _described(
         found = identity.identify(url, promised, controller.state(), plane, clock)
         log = _log_path(controller)
         if log is None:
-            missing["server.log"] = "the unit writes to the journal" if unit else "where the server writes its log cannot be told from here"
+            missing["server.log"] = (
+                "the unit writes to the journal" if unit else "where the server writes its log cannot be told from here"
+            )
         start = ready.read_start(controller=controller, log=controller.log(), clock=clock, version=found.version)
         caches = _caches(controller, found.version, pid)
         server = FoundServer(
@@ -233,5 +239,3 @@ def _caches(controller: Any, version: str | None, pid: int | None) -> tuple[Foun
             path = str(each.place.path)
             out.append(FoundCache(name=each.place.kind, path=path, files=each.files, bytes=each.bytes, note=notes.get(path, "")))
     return tuple(out)
-
-

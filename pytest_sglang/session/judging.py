@@ -66,11 +66,15 @@ def ready_within(wanted: ReadyWithin, scope: CheckScope) -> Judgement:
     if budget is None and start is not None:
         budget = start.cold_s if wanted.start == "cold" else start.warm_s
     if budget is None:
-        return inconclusive(f"no budget for a {wanted.start} start: neither the marker nor the rig file's [start] {wanted.start} names one")
+        return inconclusive(
+            f"no budget for a {wanted.start} start: neither the marker nor the rig file's [start] {wanted.start} names one"
+        )
     if wanted.start == "cold" and startup.kind == "warm":
         return inconclusive("the start compiled nothing: it was not a cold one, so it says nothing about the cold budget")
     missing = None if startup.ready_s is not None else "the log does not tell when the server became ready"
-    return limits.max_duration("ready", startup.ready_s, budget, quantity="ready_s", cause=slow_start(startup, budget), why_missing=missing)
+    return limits.max_duration(
+        "ready", startup.ready_s, budget, quantity="ready_s", cause=slow_start(startup, budget), why_missing=missing
+    )
 
 
 def slow_start(startup: Startup, budget_s: float) -> str | None:
@@ -99,7 +103,9 @@ def _count(quantity: str, startup: Startup, limit: int) -> Judgement:
     if diff.unreadable:
         return limits.max_count(quantity, None, limit, why_missing=f"cache not readable: {diff.unreadable[0]}")
     names = diff.new_kernels if quantity == "new_kernels" else diff.new_variants
-    return limits.max_count(quantity, len(names), limit, names=names, cause=causes.recompiled(startup) if len(names) > limit else None)
+    return limits.max_count(
+        quantity, len(names), limit, names=names, cause=causes.recompiled(startup) if len(names) > limit else None
+    )
 
 
 def compiled(startup: Startup, start: StartPromise, *, cold: bool, server: Any) -> list[Judgement]:
@@ -110,7 +116,9 @@ def compiled(startup: Startup, start: StartPromise, *, cold: bool, server: Any) 
     if start.max_autotune_runs is not None:
         why = None if startup.autotune_runs is not None else "the log of this start cannot be read"
         out.append(
-            limits.max_count("autotune_runs", startup.autotune_runs, start.max_autotune_runs, cause=causes.recompiled(startup), why_missing=why)
+            limits.max_count(
+                "autotune_runs", startup.autotune_runs, start.max_autotune_runs, cause=causes.recompiled(startup), why_missing=why
+            )
         )
     if start.max_new_kernels is not None:
         out.append(_count("new_kernels", startup, start.max_new_kernels))
@@ -147,8 +155,8 @@ def startup_numbers(startup: Startup) -> dict[str, Measurement]:
 # --- rates -----------------------------------------------------------------------------------------------------------------
 
 
-def rate(wanted: MinThroughput, scope: CheckScope) -> Judgement:
-    """What the test measured against the marker's rate, or the rig file's row."""
+def rate(wanted: MinThroughput, scope: CheckScope) -> Judgement | None:
+    """What the test measured against the marker's rate, or the rig file's row; None for a row that promises latencies only."""
     measured = next((each for each in reversed(scope.throughputs) if each.streams == wanted.streams), None)
     row = scope.row(wanted.streams, wanted.quantity)
     limit = wanted.min_tok_s if wanted.min_tok_s is not None else row.min_tok_s if row is not None else None
@@ -156,6 +164,8 @@ def rate(wanted: MinThroughput, scope: CheckScope) -> Judgement:
     level = "" if scope.power_w is None else f" at {scope.power_w:g} W"
     if measured is None:
         return inconclusive(f"no throughput of {wanted.streams} stream(s) was measured in this test")
+    if limit is None and row is not None and (row.max_ttft_s is not None or row.max_itl_p99_s is not None):
+        return None
     if limit is None:
         shown = "nothing" if measured.decode_tok_s is None else units.show(measured.decode_tok_s, "tok/s")
         return inconclusive(f"no promise{level}: measured {shown}")
@@ -167,13 +177,16 @@ def rate(wanted: MinThroughput, scope: CheckScope) -> Judgement:
         tolerance=workload.tolerance,
         strict=scope.deployment.options.strict,
         power_w=scope.power_w,
-        cause=slow_decode(measured, limit, scope),
+        cause=slow_decode(measured, limit, quantity, scope),
+        unsettled=scope.unsettled,
+        interval=scope.interval,
     )
 
 
-def slow_decode(measured: Throughput, limit: float, scope: CheckScope) -> str | None:
+def slow_decode(measured: Throughput, limit: float, quantity: str, scope: CheckScope) -> str | None:
     """Likely cause of a rate below its limit, from everything that can be looked at now."""
-    if measured.decode_tok_s is None or measured.decode_tok_s >= limit:
+    value = measured.decode_tok_s if quantity == "decode" else measured.end_to_end_tok_s
+    if value is None or value >= limit:
         return None
     from pytest_sglang.session import looking
 
@@ -211,7 +224,9 @@ def energy(measured: Throughput, row: ThroughputRow | None, power_w: float | Non
     value, why = j_per_token(measured)
     if row is None or row.max_j_per_token is None:
         level = "without --power" if power_w is None else f"at {power_w:g} W"
-        return inconclusive(f"no max_j_per_token is promised {level}" + ("" if value is None else f": measured {units.show(value, 'J/token')}"))
+        return inconclusive(
+            f"no max_j_per_token is promised {level}" + ("" if value is None else f": measured {units.show(value, 'J/token')}")
+        )
     return limits.max_value("j_per_token", value, row.max_j_per_token, unit="J/token", why_missing=why)
 
 
@@ -252,7 +267,10 @@ def gain(measured: Throughput, deployment: Deployment) -> list[Judgement]:
     if promise is None:
         return [inconclusive("no gain is promised")]
     out = []
-    pairs = (("compile_gain", promise.compile_gain_pct, promise.compile_baseline), ("nvlink_gain", promise.nvlink_gain_pct, promise.nvlink_baseline))
+    pairs = (
+        ("compile_gain", promise.compile_gain_pct, promise.compile_baseline),
+        ("nvlink_gain", promise.nvlink_gain_pct, promise.nvlink_baseline),
+    )
     for name, minimum, baseline in pairs:
         if minimum is not None:
             out.append(_one_gain(name, minimum, baseline, measured, deployment))
@@ -261,7 +279,7 @@ def gain(measured: Throughput, deployment: Deployment) -> list[Judgement]:
 
 def _one_gain(name: str, minimum: float, baseline: str | None, measured: Throughput, deployment: Deployment) -> Judgement:
     if baseline is None:
-        return inconclusive(f"{name}: no saved run to compare with (add gain.{name.split('_')[0]}_baseline = \"reports/<run id>\")")
+        return inconclusive(f'{name}: no saved run to compare with (add gain.{name.split("_")[0]}_baseline = "reports/<run id>")')
     try:
         before = records.read(Path(deployment.options.rootdir, baseline))
     except records.RecordError as error:
@@ -326,7 +344,11 @@ def exact(completion: Completion, asked: int) -> Judgement:
     limit = Limit("==", asked, "count")
     if completion.ok:
         return Judgement(
-            verdict="pass", message=f"{completion.tokens} of {asked} tokens", quantity="output_tokens", measured=measured, limit=limit
+            verdict="pass",
+            message=f"{completion.tokens} of {asked} tokens",
+            quantity="output_tokens",
+            measured=measured,
+            limit=limit,
         )
     return Judgement(
         verdict="fail",
@@ -346,7 +368,13 @@ def findings(found: tuple[Finding, ...]) -> Judgement:
     if bad:
         text = "; ".join(f"{each.subject}: {each.detail}" for each in bad)
         return Judgement(
-            verdict="fail", message=text, quantity="findings", measured=measured, limit=limit, cause=bad[0].remedy or None, findings=found
+            verdict="fail",
+            message=text,
+            quantity="findings",
+            measured=measured,
+            limit=limit,
+            cause=bad[0].remedy or None,
+            findings=found,
         )
     warned = sum(each.severity == "warn" for each in found)
     message = "nothing contradicts the promises" + (f", {warned} warning(s)" if warned else "")

@@ -89,12 +89,13 @@ class TritonCache:
             raise NotChecked(f"the caches cannot be set aside: {refused[0]}")
         if was_active:
             deployment.server.stop()
-        for planned in aside.plan_aside(places, token=deployment.recorder.run.run_id):
-            context = aside.describe(planned)
-            entry = deployment.journal.record("cache_aside", str(planned.original), str(planned.original), str(planned.aside), context)
-            self.aside.append((entry, planned))
-            aside.move(planned)
         try:
+            for planned in aside.plan_aside(places, token=deployment.recorder.run.run_id):
+                entry = deployment.journal.record(
+                    "cache_aside", str(planned.original), str(planned.original), str(planned.aside), aside.describe(planned)
+                )
+                self.aside.append((entry, planned))
+                aside.move(planned)
             yield
         finally:
             self.put_back()
@@ -119,7 +120,9 @@ class TritonCache:
                 deployment.journal.resolve(entry.id, "put back")
                 self.aside.pop()
         if deployment.started_entry is not None:
-            deployment.journal.resolve(deployment.started_entry.id, "stopped again" if not deployment.options.keep_cold_cache else "kept")
+            deployment.journal.resolve(
+                deployment.started_entry.id, "stopped again" if not deployment.options.keep_cold_cache else "kept"
+            )
             deployment.started_entry = None
         if deployment.options.keep_cold_cache and deployment.controller.state().active:
             deployment.server_is_back()

@@ -24,7 +24,7 @@ class Holder(NamedTuple):
     at: float
 
 
-class LockHeld(SessionError):  # noqa: N818 - it reads as what it says
+class LockHeld(SessionError):
     """A lock of the rig is held by another run; nothing was locked and nothing was changed."""
 
     def __init__(self, name: str, holder: Holder | None, path: Path) -> None:

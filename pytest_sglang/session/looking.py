@@ -36,7 +36,9 @@ def _hardware(deployment: Deployment, hardware: Hardware) -> dict[str, Any]:
     temperatures = {card.label: value_or_none(card.temperature_c()) for card in cards}
     pid = deployment.controller.state().pid
     mine = {each.pid for each in tree(pid)}
-    foreign = [f"{each.name} (pid {each.pid}) on GPU {each.index}" for each in processes.foreign(cards, mine) if each.kind == "compute"]
+    foreign = [
+        f"{each.name} (pid {each.pid}) on GPU {each.index}" for each in processes.foreign(cards, mine) if each.kind == "compute"
+    ]
     return {
         "enforced_w": {label: watts for label, watts in enforced.items() if watts is not None},
         "temperature_c": {label: float(degrees) for label, degrees in temperatures.items() if degrees is not None},

@@ -13,7 +13,7 @@ from pytest_sglang.record import run as records
 from pytest_sglang.record.clock import Clock, SystemClock
 from pytest_sglang.record.run import Run
 from pytest_sglang.rig.model import Rig
-from pytest_sglang.session import fingerprint, hardware, simulated, sources, standing
+from pytest_sglang.session import hardware, simulated, sources, standing
 from pytest_sglang.session.deployment import Deployment, Progress
 from pytest_sglang.session.errors import Refused
 from pytest_sglang.session.guard import Guard
@@ -106,7 +106,7 @@ def _open(
         simulation=simulation,
     )
     recorder.as_found(standing.read(deployment))
-    recorder.environment(fingerprint.take(deployment))
+    deployment.take_fingerprint()
     recorder.write()
     return deployment, recorder
 
@@ -116,7 +116,8 @@ def _rig_plain(rig: Rig) -> dict[str, object]:
     from pytest_sglang.session.redaction import redact
 
     plain = records.plain({field: getattr(rig, field) for field in rig.__struct_fields__ if field not in ("path", "unavailable")})
-    return redact({**plain, "path": rig.path.name, "unavailable": sorted(rig.unavailable)})
+    kept: dict[str, object] = redact({**plain, "path": rig.path.name, "unavailable": sorted(rig.unavailable)})
+    return kept
 
 
 def _server(rig: Rig, folder: Path, clock: Clock, simulation: simulated.Simulation | None) -> tuple[Controller, ControlPlane]:
@@ -129,7 +130,9 @@ def _server(rig: Rig, folder: Path, clock: Clock, simulation: simulated.Simulati
     if rig.server.api_key_env is not None:
         key = os.environ.get(rig.server.api_key_env)
         if key is None:
-            raise Refused(f"{rig.path}: server.api_key_env = {rig.server.api_key_env!r}, but that variable is not set (export it, or remove the line)")
+            raise Refused(
+                f"{rig.path}: server.api_key_env = {rig.server.api_key_env!r}, but that variable is not set (export it, or remove the line)"
+            )
     systemctl = simulation.rig.systemctl if simulation is not None else None
     controller = control.make(rig.server, clock=clock, run_dir=folder, systemctl=systemctl)
     return controller, ControlPlane(rig.server.url, key)

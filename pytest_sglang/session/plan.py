@@ -67,7 +67,10 @@ def lines(
     """The plan as text, one line a list item."""
     totals = _Totals()
     head = "PLAN (SIMULATED rig)" if options.simulated else "PLAN"
-    out = [f"{head}: {rig.name}, nothing below has been done, nothing was touched", f"  server: {control_of(rig)}, {rig.server.url if rig.server else '-'}"]
+    out = [
+        f"{head}: {rig.name}, nothing below has been done, nothing was touched",
+        f"  server: {control_of(rig)}, {rig.server.url if rig.server else '-'}",
+    ]
     changes: list[str] = []
     for check in checks:
         if not check.chosen:
@@ -75,11 +78,17 @@ def lines(
         level = f" at {check.power_w:g} W" if check.power_w is not None else ""
         what, skipped = _what(rig, options, check, totals, changes)
         out.append(f"  {'-' if skipped else '+'} {check.spec.id}{level}: {what}")
-    out += [f"  - {check_id}{'' if power is None else f' at {power:g} W'}: not checked, {reason}" for (check_id, power), reason in unchecked.items()]
+    out += [
+        f"  - {check_id}{'' if power is None else f' at {power:g} W'}: not checked, {reason}"
+        for (check_id, power), reason in unchecked.items()
+    ]
     if not_promised:
         out.append(f"  not promised by {rig.path.name}: {', '.join(not_promised)}")
     if options.may_set_power and options.power_levels_w:
-        changes.insert(0, f"power limit of {len(rig.gpus)} GPUs: set to {', '.join(f'{each:g} W' for each in options.power_levels_w)}, put back afterwards")
+        changes.insert(
+            0,
+            f"power limit of {len(rig.gpus)} GPUs: set to {', '.join(f'{each:g} W' for each in options.power_levels_w)}, put back afterwards",
+        )
     out.append(f"  requests: about {totals.requests}, {totals.tokens} output tokens")
     out.append(f"  restarts: {totals.restarts}")
     out.append(f"  changes: {'; '.join(changes) if changes else 'none'}")
@@ -113,7 +122,9 @@ def _what(rig: Rig, options: RunOptions, check: PlannedCheck, totals: _Totals, c
         if not options.may_go_cold:
             return "judges the start that the running server already had (no --sglang-allow-cold)", False
         totals.restarts += 2
-        totals.seconds += ((start.cold_s if start is not None else None) or 1800.0) + ((start.warm_s if start is not None else None) or 120.0)
+        totals.seconds += ((start.cold_s if start is not None else None) or 1800.0) + (
+            (start.warm_s if start is not None else None) or 120.0
+        )
         changes.append("compile caches renamed and put back, which costs a second stop and start")
         return "caches set aside, one cold start, caches put back, one warm start", False
     if spec.id == "ready":

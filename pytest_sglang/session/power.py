@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from pytest_sglang.session.journal import Entry
 
 TOLERANCE_W = 1.0
+SETTLE_S = 2.0
+"""Seconds between setting limits and looking at them: one that is lost at once (another tool resets it) shows itself by then."""
 
 
 class GpuPower:
@@ -30,6 +33,7 @@ class GpuPower:
     def __init__(self, deployment: Deployment) -> None:
         self._deployment = deployment
         self._changed: list[tuple[Entry, Card, float]] = []
+        self._level_w: float | None = None
 
     @property
     def hardware(self) -> Hardware:
@@ -63,12 +67,16 @@ class GpuPower:
         try:
             yield
         finally:
+            self._level_w = None
             self._put_back(before)
 
     def ensure(self, watts: float, *, strict: bool = False) -> None:
-        """Set the level on every promised GPU that is not at it; journalled before it is changed, put back at the end of the run."""
+        """Set the level on every promised GPU that is not at it; journalled before it is changed, put back at the end of the run.
+
+        Once a level, and not again before each check: a limit that does not stay set must be seen, not mended.
+        """
         deployment = self._deployment
-        if deployment.hardware is None:
+        if deployment.hardware is None or (watts == self._level_w and not strict):
             return
         if not deployment.options.may_set_power:
             raise NotChecked("the power limit is not set without --sglang-set-power")
@@ -89,6 +97,10 @@ class GpuPower:
                 # the power-limit check reads back what stands and says so; a block that asked for the level must not go on
                 if strict:
                     raise Inconclusive(str(error), because="power-limit") from None
+
+        self._level_w = watts
+        if off:
+            time.sleep(SETTLE_S)
 
     def restore(self) -> None:
         """Put back every limit that this run has set, newest first, where it is still ours."""

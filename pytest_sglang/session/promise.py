@@ -23,7 +23,9 @@ def resolve(options: RunOptions) -> Rig:
         rig = load.load(_path(options))
     if options.url is not None or options.log is not None:
         if rig.server is None:
-            raise Refused(f"{rig.path}: no [server] table, so --sglang-url and --sglang-log have nothing to override (add [server] with model = ...)")
+            raise Refused(
+                f"{rig.path}: no [server] table, so --sglang-url and --sglang-log have nothing to override (add [server] with model = ...)"
+            )
         server = rig.server
         if options.url is not None:
             if not options.url.startswith(("http://", "https://")):

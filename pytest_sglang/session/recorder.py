@@ -93,7 +93,8 @@ class Recorder:
             return
         old, new = self.run.power_series, records.plain(series)
         gpus = {
-            uuid: {**gpu, "w": gpu["w"] + new["gpus"].get(uuid, {}).get("w", [None] * len(new["t"]))} for uuid, gpu in old["gpus"].items()
+            uuid: {**gpu, "w": gpu["w"] + new["gpus"].get(uuid, {}).get("w", [None] * len(new["t"]))}
+            for uuid, gpu in old["gpus"].items()
         }
         self._set(power_series={"t": old["t"] + new["t"], "gpus": gpus, "windows": old["windows"] + new["windows"]})
 

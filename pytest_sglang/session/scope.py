@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from pytest_sglang.judge import stats
+from pytest_sglang.judge.sequential import Decision
 from pytest_sglang.judge.verdict import Judgement, combine
 from pytest_sglang.record.run import Check, Measurement
 from pytest_sglang.record.values import Finding, Startup, Throughput
@@ -20,13 +23,17 @@ if TYPE_CHECKING:
 class CheckScope:
     """What one check measured, and its judgements. Fixture ``sglang_check`` hands it to the test."""
 
-    def __init__(self, deployment: Deployment, spec: CheckSpec, wanted: tuple[Wanted, ...] = (), power_w: float | None = None) -> None:
+    def __init__(
+        self, deployment: Deployment, spec: CheckSpec, wanted: tuple[Wanted, ...] = (), power_w: float | None = None
+    ) -> None:
         self.deployment, self.spec, self.wanted, self.power_w = deployment, spec, wanted, power_w
         self.startups: list[Startup] = []
         self.throughputs: list[Throughput] = []
         self.judgements: list[Judgement] = []
         self.observed: dict[str, Measurement] = {}
         self.not_checked: str | None = None
+        self.decision: Decision | None = None
+        """What the stopping rule found in the newest measurement made in this check."""
         self._final: Judgement | None = None
 
     def gate(self) -> None:
@@ -35,8 +42,11 @@ class CheckScope:
         if options.level < self.spec.min_level:
             raise NotChecked(f"level {options.level} puts no load on the rig (level {self.spec.min_level} does)")
         needs_level = self.spec.id == "power-limit" or (self.spec.per_power and rig.row(None) is None and rig.throughput)
-        if self.spec.per_power and self.power_w is None and needs_level and not any(
-            isinstance(each, MinThroughput) and each.min_tok_s is not None for each in self.wanted
+        if (
+            self.spec.per_power
+            and self.power_w is None
+            and needs_level
+            and not any(isinstance(each, MinThroughput) and each.min_tok_s is not None for each in self.wanted)
         ):
             levels = sorted({row.power_w for row in rig.throughput if row.power_w is not None})
             example = f"e.g. --power={levels[0]:g}" if levels else "e.g. --power=250"
@@ -66,7 +76,9 @@ class CheckScope:
         """Limits of the rig file on what a start compiled, beyond its budget (which is the marker's)."""
         start = self.deployment.rig.start
         if start is not None:
-            self.judge(judging.compiled(startup, start, cold=any(_is_cold(each) for each in self.wanted), server=self.deployment.server))
+            self.judge(
+                judging.compiled(startup, start, cold=any(_is_cold(each) for each in self.wanted), server=self.deployment.server)
+            )
 
     def judge_latency(self, throughput: Throughput) -> None:
         """TTFT and ITL limits of the promised row, where it has them."""
@@ -120,6 +132,19 @@ class CheckScope:
         if self._final.verdict == "inconclusive":
             raise Inconclusive(self._final.message, because=self._final.inconclusive_because)
 
+    @property
+    def unsettled(self) -> str | None:
+        """Why the newest measurement must not decide although its interval could: the rate drifts."""
+        decision = self.decision
+        return decision.reason if decision is not None and decision.verdict == "undecided" and decision.drift.significant else None
+
+    def interval(self, rates: Sequence[float], confidence: float) -> stats.Interval:
+        """The interval of the look that ended the measurement: its error budget is shared with the looks before it."""
+        decision = self.decision
+        if decision is None or decision.n != len(rates):
+            return stats.interval(rates, confidence)
+        return stats.Interval(n=decision.n, median=decision.median, low=decision.ci_low, high=decision.ci_high)
+
     def _judge_rates(self, rates: list[MinThroughput]) -> None:
         here = [each for each in rates if self._applies(each)]
         if rates and not here:
@@ -128,14 +153,16 @@ class CheckScope:
             message = f"no min_throughput marker is for this rig {level}, {nvlink} NVLink"
             self.judge(Judgement(verdict="inconclusive", message=message, inconclusive_because=message))
         for each in here:
-            self.judge(judging.rate(each, self))
+            self.judge([judgement for judgement in (judging.rate(each, self),) if judgement is not None])
 
     def explain(self, error: Exception) -> str | None:
         """The failure text of an error that is the rig's own (a start that died, a GPU that fell off the bus); None = not ours."""
         told = judging.told(error)
         if told is None:
             return None
-        self._final = Judgement(verdict="fail", message=told.message, cause=told.cause, findings=told.findings, measured=told.measured)
+        self._final = Judgement(
+            verdict="fail", message=told.message, cause=told.cause, findings=told.findings, measured=told.measured
+        )
         return told.message
 
     def close_inconclusive(self, error: Inconclusive) -> None:
@@ -189,5 +216,3 @@ def _own(finding: Finding, check_id: str) -> Finding:
 
 def _stands(verdict: str) -> str:
     return "not kept" if verdict == "fail" else verdict
-
-

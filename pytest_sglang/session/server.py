@@ -71,6 +71,7 @@ class SglangServer:
         self.ensure_running()
         if self._identity is None or fresh:
             self._identity = self._deployment.identify()
+            self._deployment.take_fingerprint()
         return self._identity
 
     def ensure_running(self) -> None:
@@ -241,6 +242,8 @@ class SglangServer:
             raise Inconclusive(f"not measured: {wrong[0].detail}", because="server-identity")
         self._deployment.power.require(level)
         result = window.measure(self._deployment, streams=streams, output_tokens=output_tokens, rounds=rounds)
+        # a limit lost in the middle leaves a rate that belongs to no level
+        self._deployment.power.require(level)
         self._throughputs[level] = result
         if scope is not None:
             scope.throughputs.append(result)

@@ -31,4 +31,3 @@ def read(deployment: Deployment) -> dict[str, Any]:
             state["server"] = {"subject": deployment.controller.subject, "unreadable": f"{type(error).__name__}: {error}"}
         state["caches_aside"] = [str(moved.original) for _, moved in deployment.kernels.aside]
     return state
-

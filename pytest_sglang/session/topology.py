@@ -71,7 +71,9 @@ class NvlinkTopology:
         judgements = [links_judge.nvlink(rig.nvlink, rig.gpus, found, topology.found(), unavailable=rig.unavailable)]
         serving = self._serving()
         if serving is not None:
-            wanted = [card.index for card in self.hardware.serving] if rig.server is not None and rig.server.gpus is not None else None
+            wanted = (
+                [card.index for card in self.hardware.serving] if rig.server is not None and rig.server.gpus is not None else None
+            )
             tp = rig.server.tp if rig.server is not None else None
             everything = [card.index for card in self.hardware.cards]
             judgements.append(

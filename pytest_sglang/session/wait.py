@@ -43,7 +43,9 @@ def run(options: RunOptions, *, limit_s: float | None, as_json: bool) -> int:
             journal.close()
 
 
-def _follow(server: Any, start: Any, clock: Clock, simulation: Any, scratch: Path, limit_s: float | None, as_json: bool, faked: bool) -> int:
+def _follow(
+    server: Any, start: Any, clock: Clock, simulation: Any, scratch: Path, limit_s: float | None, as_json: bool, faked: bool
+) -> int:
     from pytest_sglang.server import control, ready
     from pytest_sglang.server.http import ControlPlane
 
@@ -51,7 +53,9 @@ def _follow(server: Any, start: Any, clock: Clock, simulation: Any, scratch: Pat
     state = controller.state()
     with ControlPlane(server.url, None) as plane:
         if not state.active and plane.health() is None:
-            raise Refused(f"no start to follow: {controller.subject} is not running ({state.detail}) and {server.url} does not answer")
+            raise Refused(
+                f"no start to follow: {controller.subject} is not running ({state.detail}) and {server.url} does not answer"
+            )
         printer = _Printer(as_json, "SIMULATED " if faked else "")
         budget = (start.cold_s if start is not None and start.cold_s else None) or 1800.0
         try:
@@ -99,14 +103,20 @@ class _Printer:
             length = "" if phase.end_s is None else units.duration(phase.end_s - phase.begin_s)
             print(f"{self.prefix}{units.duration(phase.begin_s):>13}  {phase.id:16} {length:>12}")
         kind = {"cold": "a cold start", "warm": "a warm start"}.get(startup.kind, "a start")
-        print(f"{self.prefix}ready after {units.duration(startup.ready_s or 0.0)}: {kind}, {startup.autotune_runs or 0} autotuning runs in the log")
+        print(
+            f"{self.prefix}ready after {units.duration(startup.ready_s or 0.0)}: {kind}, {startup.autotune_runs or 0} autotuning runs in the log"
+        )
         return 0
 
     def failed(self, failed: Any) -> int:
         """Died, hung, or not ready in time."""
         gave_up = failed.kind == "not ready"
         if self.as_json:
-            print(json.dumps({"ready": False, "why": failed.kind, "phase": failed.phase, "cause": failed.cause, "message": str(failed)}))
+            print(
+                json.dumps(
+                    {"ready": False, "why": failed.kind, "phase": failed.phase, "cause": failed.cause, "message": str(failed)}
+                )
+            )
         else:
             print(f"\n{self.prefix}{failed}", file=sys.stderr)
         return records.EXIT_CODES["inconclusive"] if gave_up else 1

@@ -52,9 +52,11 @@ def measure(
             foreign=deployment.plane.running_requests,
             own_streams=streams,
             on_round=session.on_round,
+            confidence=workload.confidence,
         )
         deployment.progress(None)
-    result = _with_interval(result, sequential, workload.confidence)
+    if scope is not None:
+        scope.decision = sequential.current()
     if window is not None:
         result = _with_energy(deployment, window, result)
         deployment.last_reasons = _reasons(deployment, window, result)
@@ -110,13 +112,6 @@ class _Session:
         limit = f", promised {self.limit:g} tok/s" if self.limit is not None else ""
         reason = f" ({done.invalid_because})" if done.invalid_because else ""
         self.deployment.progress(f"round {done.index}: {shown}{reason}{limit}")
-
-
-def _with_interval(result: Throughput, sequential: Sequential, confidence: float) -> Throughput:
-    decision = sequential.current()
-    if decision is None:
-        return msgspec.structs.replace(result, confidence=confidence)
-    return msgspec.structs.replace(result, ci_low=decision.ci_low, ci_high=decision.ci_high, confidence=confidence)
 
 
 def _with_energy(deployment: Deployment, window: EnergyWindow, result: Throughput) -> Throughput:

@@ -82,9 +82,11 @@ class Caches:
     # --- writing -----------------------------------------------------------------------------------------------------------
 
     def fill(self) -> None:
-        """Everything that a finished cold start leaves behind."""
+        """Everything that a finished cold start leaves behind; written straight, since nobody looks yet."""
         for kernel in known(self.model):
-            self.compile(kernel)
+            self._entry(kernel).mkdir(parents=True, exist_ok=True)
+            for name, data in self._files(kernel):
+                _put(self._entry(kernel) / name, data)
         self.tuned(recorded()["autotuned"])
         self.write_inductor()
 
@@ -98,16 +100,17 @@ class Caches:
         entry = self._entry(kernel)
         beside = entry / f"tmp.pid_{os.getpid()}_{uuid.uuid4()}"
         beside.mkdir(parents=True, exist_ok=True)
-        children = {}
-        for suffix in _SUFFIXES:
-            name = f"{kernel.name}.{suffix}"
-            (beside / name).write_bytes(_content(kernel, suffix))
+        for name, data in self._files(kernel):
+            _put(beside / name, data)
             (beside / name).rename(entry / name)
-            children[name] = str(entry / name)
-        group = f"__grp__{kernel.name}.json"
-        (beside / group).write_text(json.dumps({"child_paths": children}), encoding="utf-8")
-        (beside / group).rename(entry / group)
         beside.rmdir()
+
+    def _files(self, kernel: Kernel) -> list[tuple[str, bytes]]:
+        """Names and contents of an entry's files, in the order in which they are written."""
+        entry = self._entry(kernel)
+        files = [(f"{kernel.name}.{suffix}", _content(kernel, suffix)) for suffix in _SUFFIXES]
+        group = {"child_paths": {name: str(entry / name) for name, _ in files}}
+        return [*files, (f"__grp__{kernel.name}.json", json.dumps(group).encode())]
 
     def tuned(self, shapes: list[str]) -> None:
         """Store tuning results of matrix shapes."""
@@ -170,10 +173,17 @@ class Caches:
         return stored
 
 
+def _put(path: Path, data: bytes) -> None:
+    """A new file in three system calls: there are a thousand of them."""
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+    os.write(handle, data)
+    os.close(handle)
+
+
 def _write(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp")
-    beside.write_bytes(data)
+    _put(beside, data)
     beside.rename(path)
 
 

@@ -14,7 +14,7 @@ from pytest_sglang.simulator.rig import SimulatedRig
 from pytest_sglang.simulator.unit import Unit
 
 
-class _Ended(Exception):  # noqa: N818 - a request to stop, not a defect
+class _Ended(Exception):
     """A signal asked for the end."""
 
 

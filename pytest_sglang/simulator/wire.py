@@ -16,7 +16,7 @@ Kind = Literal["chat", "completions", "generate"]
 _DEFAULT_TOKENS = {"completions": 16, "generate": 128}
 
 
-class Refused(Exception):  # noqa: N818 - an answer, not a defect
+class Refused(Exception):
     """A request that is answered 400."""
 
     def __init__(self, message: str, error_type: str = "BadRequestError") -> None:

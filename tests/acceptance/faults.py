@@ -25,7 +25,9 @@ def row(**different: str) -> dict[str, str]:
 TABLE: dict[str, dict[str, str]] = {
     "": row(),
     "slow-decode": row(decode_throughput="fail"),
-    "power-limit-lost": row(power_limit="fail", decode_throughput="power-limit", warm_restart="power-limit", cold_start="power-limit"),
+    "power-limit-lost": row(
+        power_limit="fail", decode_throughput="power-limit", warm_restart="power-limit", cold_start="power-limit"
+    ),
     "nvlink-dead": row(nvlink="fail", decode_throughput="fail"),
     "cache-cold": row(warm_restart="fail"),
     "never-ready": row(warm_restart="fail", cold_start="warm-restart"),

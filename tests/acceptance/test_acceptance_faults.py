@@ -18,7 +18,15 @@ IN_CI = ("slow-decode", "power-limit-lost", "nvlink-dead", "cache-cold", "dies-l
 def run_suite(folder: Path, *arguments: str, timeout_s: float = 240) -> tuple[subprocess.CompletedProcess[str], dict]:
     environment = {**os.environ, "PYTEST_SGLANG_STATE_DIR": str(folder / "state"), "COLUMNS": "100"}
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", str(ROOT / "acceptance"), "--rig=simulated", f"--sglang-report-dir={folder / 'reports'}", *arguments],
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            str(ROOT / "acceptance"),
+            "--rig=simulated",
+            f"--sglang-report-dir={folder / 'reports'}",
+            *arguments,
+        ],
         cwd=ROOT,
         env=environment,
         capture_output=True,

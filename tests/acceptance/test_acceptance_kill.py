@@ -44,10 +44,22 @@ def cache_files(rig: SimulatedRig) -> dict[str, bytes]:
 
 def start_run(rig: SimulatedRig, folder: Path, *arguments: str) -> subprocess.Popen[str]:
     environment = {**os.environ, "PYTEST_SGLANG_STATE_DIR": str(folder / "state")}
-    command = [sys.executable, "-m", "pytest", str(ROOT / "acceptance"), "--rig=simulated", f"--sglang-simulated-dir={rig.directory}"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        str(ROOT / "acceptance"),
+        "--rig=simulated",
+        f"--sglang-simulated-dir={rig.directory}",
+    ]
     with (folder / "out.txt").open("w") as out:
         return subprocess.Popen(
-            [*command, f"--sglang-report-dir={folder / 'reports'}", *arguments], cwd=ROOT, env=environment, stdout=out, stderr=out, text=True
+            [*command, f"--sglang-report-dir={folder / 'reports'}", *arguments],
+            cwd=ROOT,
+            env=environment,
+            stdout=out,
+            stderr=out,
+            text=True,
         )
 
 

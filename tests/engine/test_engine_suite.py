@@ -11,7 +11,6 @@ from pathlib import Path
 
 import psutil
 
-
 ROOT = Path(__file__).resolve().parents[2]
 ENGINE = ROOT / ".engine"
 HERE = Path(__file__).resolve().parent

@@ -35,7 +35,9 @@ def test_when_all_is_in_order_it_says_what_was_looked_at() -> None:
 def test_what_was_not_looked_at_is_not_named() -> None:
     assert slow_decode(Observed()) == "no cause found: nothing could be looked at"
     assert slow_decode(Observed(links_missing=(), cuda_graph=True)) == "no cause found among: NVLink, CUDA graphs"
-    assert slow_decode(Observed(enforced_w={"GPU 0": 350.0})) == "no cause found: nothing could be looked at", "no level was asked for"
+    assert slow_decode(Observed(enforced_w={"GPU 0": 350.0})) == "no cause found: nothing could be looked at", (
+        "no level was asked for"
+    )
     assert slow_decode(Observed(temperature_c={"GPU 0": 99.0})) == "no cause found: nothing could be looked at", "hot against what?"
 
 
@@ -48,7 +50,10 @@ def test_what_was_not_looked_at_is_not_named() -> None:
             {"reasons": {"GPU 1": {"hw_thermal_slowdown": 0.123}}},
             "GPU 1 was too hot (hardware thermal slowdown) for 12 % of the time",
         ),
-        ({"reasons": {"GPU 1": {"hw_power_brake_slowdown": 1.0}}}, "GPU 1 was held by an outside power brake for 100 % of the time"),
+        (
+            {"reasons": {"GPU 1": {"hw_power_brake_slowdown": 1.0}}},
+            "GPU 1 was held by an outside power brake for 100 % of the time",
+        ),
         ({"temperature_c": {"GPU 0": 91.0}}, "GPU 0 at 91 C, it slows down at 93 C"),
         ({"foreign_processes": ("ffmpeg (pid 7)",)}, "other processes on the serving GPUs: ffmpeg (pid 7)"),
         ({"foreign_requests": 2}, "2 requests of somebody else ran meanwhile"),
@@ -62,7 +67,9 @@ def test_each_thing_that_is_off_is_the_cause(off: dict[str, Any], said: str) -> 
 
 
 def test_the_likeliest_of_several_comes_first() -> None:
-    told = slow_decode(Observed(**{**FINE, "cuda_graph": False, "enforced_w": {"GPU 2": 350.0}, "links_missing": ("GPU 2-3: no link",)}))
+    told = slow_decode(
+        Observed(**{**FINE, "cuda_graph": False, "enforced_w": {"GPU 2": 350.0}, "links_missing": ("GPU 2-3: no link",)})
+    )
     assert told.split("; ") == [
         "power limit: GPU 2 enforces 350 W, asked 250 W",
         "NVLink is missing on serving cards (GPU 2-3: no link)",

@@ -11,7 +11,7 @@ import pytest
 
 from pytest_sglang.judge.sequential import Decision, Sequential, look_rounds, shares
 
-RUNS = 2000
+RUNS = 4000
 
 
 def feed(sequential: Sequential, rates: Iterable[float]) -> Decision | None:
@@ -57,14 +57,14 @@ def test_used_up_rounds_are_undecided_and_tell_how_many_more() -> None:
     assert decision is not None
     assert (decision.verdict, decision.n, decision.marginal) == ("undecided", 8, False)
     assert decision.needs_more is not None
-    assert decision.needs_more > 5
+    assert 3 <= decision.needs_more <= 20
     assert decision.reason.startswith("the limit 38 tok/s lies within the interval")
     with pytest.raises(ValueError, match="decided already"):
         sequential.add(40.0)
 
 
 def test_as_many_more_rounds_as_foretold_decide_it() -> None:
-    wave = [0.03, -0.03, 0.02, -0.02, 0.01, -0.01, 0.0, 0.0]
+    wave = [0.05, -0.05, 0.03, -0.03, 0.02, -0.02, 0.01, -0.01]
     rates = [39.0 * math.exp(wave[n % 8]) for n in range(400)]
     first = feed(Sequential(38.0, min_rounds=8, max_rounds=8), rates)
     assert first is not None
@@ -72,10 +72,16 @@ def test_as_many_more_rounds_as_foretold_decide_it() -> None:
     again = feed(Sequential(38.0, min_rounds=8 + first.needs_more, max_rounds=8 + first.needs_more), rates)
     assert again is not None
     assert again.verdict == "pass"
+    short = feed(Sequential(38.0, min_rounds=8 + first.needs_more // 2, max_rounds=8 + first.needs_more // 2), rates)
+    assert short is not None
+    assert short.verdict == "undecided"
 
 
 def test_at_the_limit_no_number_of_rounds_would_decide() -> None:
-    decision = feed(Sequential(40.0, max_rounds=8, tolerance=0.0), [39.0, 40.0, 41.0, 40.0 * 40.0 / 39.0 / 41.0 * 40.0, 40, 39, 41, 40 * 1600 / 1599])
+    decision = feed(
+        Sequential(40.0, max_rounds=8, tolerance=0.0),
+        [39.0, 40.0, 41.0, 40.0 * 40.0 / 39.0 / 41.0 * 40.0, 40, 39, 41, 40 * 1600 / 1599],
+    )
     assert decision is not None
     assert decision.needs_more is None
     nearly = feed(Sequential(40.0, max_rounds=6, min_rounds=6, tolerance=0.0), [38.0, 42.1, 38.0, 42.1, 38.0, 42.15])
@@ -137,9 +143,10 @@ def test_rates_that_are_none_are_refused(rate: float) -> None:
         (5, 6, (5, 6)),
         (5, 8, (5, 8)),
         (5, 9, (5, 9)),
+        (5, 10, (5, 8, 10)),
         (5, 20, (5, 8, 13, 20)),
         (5, 30, (5, 8, 13, 21, 30)),
-        (1, 10, (1, 2, 3, 5, 10)),
+        (1, 10, (1, 2, 3, 5, 8, 10)),
         (2, 3, (2, 3)),
     ],
 )
@@ -224,7 +231,9 @@ def test_no_new_series_where_too_few_rounds_are_left() -> None:
 class Found:
     """How ``RUNS`` simulated acceptance runs ended."""
 
-    def __init__(self, true_rate: float, noise: float, *, disturb: Callable[[int, random.Random], float] | None = None, seed: int = 11) -> None:
+    def __init__(
+        self, true_rate: float, noise: float, *, disturb: Callable[[int, random.Random], float] | None = None, seed: int = 11
+    ) -> None:
         chance = random.Random(seed)
         self.verdicts: Counter[str] = Counter()
         self.rounds: list[int] = []
@@ -264,8 +273,8 @@ def test_three_percent_off_is_hardly_ever_wrong_and_seldom_undecided(true_rate: 
 @pytest.mark.parametrize("noise", [0.01, 0.02, 0.05])
 def test_exactly_at_the_limit_both_errors_together_stay_within_the_budget(noise: float) -> None:
     found = Found(1.0, noise)
-    # 1 % and what 2,000 runs may scatter
-    assert found.share("pass") + found.share("fail") <= 0.015
+    # 0.9 % expected, and what 4,000 runs may scatter
+    assert found.share("pass") + found.share("fail") <= 0.0135
 
 
 def test_outliers_make_it_slower_and_not_wrong() -> None:

@@ -34,7 +34,13 @@ def native(tokens: int, finish: object = None, **more: object) -> dict[str, Any]
     return {"text": "x", "meta_info": {"completion_tokens": tokens, "prompt_tokens": 4, "finish_reason": finish, **more}}
 
 
-WHOLE = [completion(1), completion(2), completion(3, "length"), {"choices": [], "usage": {"completion_tokens": 3, "prompt_tokens": 4}}, b"[DONE]"]
+WHOLE = [
+    completion(1),
+    completion(2),
+    completion(3, "length"),
+    {"choices": [], "usage": {"completion_tokens": 3, "prompt_tokens": 4}},
+    b"[DONE]",
+]
 
 
 @pytest.mark.parametrize("recorded", RECORDED, ids=lambda each: f"{each['from']}: {each['name']}")
@@ -102,7 +108,10 @@ def test_several_tokens_of_one_event_keep_their_count() -> None:
         ([completion(3, "length"), completion(3, "stop"), b"[DONE]"], "two finish reasons: length and stop"),
         ([{"choices": [{"index": 1, "text": "x"}]}, b"[DONE]"], "more than one answer to one request"),
         ([completion(None, "length"), b"[DONE]"], "the server told no token count (no usage in the stream)"),
-        ([completion(None, "length", text=""), {"choices": [], "usage": {"completion_tokens": 3}}, b"[DONE]"], "no event brought a token"),
+        (
+            [completion(None, "length", text=""), {"choices": [], "usage": {"completion_tokens": 3}}, b"[DONE]"],
+            "no event brought a token",
+        ),
         ([{"choices": [], "usage": {"completion_tokens": -3}}, b"[DONE]"], "the server counted -3 tokens"),
         ([b"[DONE]"], "the stream ended without a finish reason"),
         ([], "the stream ended without a finish reason"),
@@ -112,7 +121,9 @@ def test_what_did_not_end_whole_is_a_failure(payloads: list[Any], failure: str) 
     assert read("completions", 3, payloads).failure == failure
 
 
-@pytest.mark.parametrize("payload", [b"{", b"[1]", b"\xff\xfe", b"NaN", b'{"choices": 5}', b"[" * 100_000, b'{"usage":{"completion_tokens":"7"}}'])
+@pytest.mark.parametrize(
+    "payload", [b"{", b"[1]", b"\xff\xfe", b"NaN", b'{"choices": 5}', b"[" * 100_000, b'{"usage":{"completion_tokens":"7"}}']
+)
 def test_an_event_that_is_no_json_of_this_api_is_a_failure(payload: bytes) -> None:
     failure = read("completions", 3, [payload, *WHOLE]).failure
     assert failure is not None
@@ -155,7 +166,13 @@ def test_native_answer_of_something_else_is_a_failure() -> None:
 
 
 @pytest.mark.parametrize(
-    ("more", "length"), [({"spec_verify_ct": 2}, 3.0), ({"spec_accept_length": 2.5, "spec_verify_ct": 2}, 2.5), ({}, None), ({"spec_verify_ct": 0}, None)]
+    ("more", "length"),
+    [
+        ({"spec_verify_ct": 2}, 3.0),
+        ({"spec_accept_length": 2.5, "spec_verify_ct": 2}, 2.5),
+        ({}, None),
+        ({"spec_verify_ct": 0}, None),
+    ],
 )
 def test_acceptance_length_of_speculation(more: dict[str, object], length: float | None) -> None:
     answer = read("native", 6, [native(6, {"type": "length"}, **more), b"[DONE]"])
@@ -227,4 +244,6 @@ def mutilated(body: bytes, chance: random.Random) -> bytes:
         events = body.split(b"\n\n")
         chance.shuffle(events)
         return b"\n\n".join(events) + b"\n\n"
-    return body.replace(b'"length"', chance.choice([b'"stop"', b'"abort"', b"null", b"7"]), 1).replace(b'"completion_tokens":1', b'"completion_tokens":9', 1)
+    return body.replace(b'"length"', chance.choice([b'"stop"', b'"abort"', b"null", b"7"]), 1).replace(
+        b'"completion_tokens":1', b'"completion_tokens":9', 1
+    )

@@ -11,11 +11,12 @@ from statistics import mean, median
 from typing import Any
 
 import pytest
-from truth import Script, Truth, truth_server
+from load_truth import Script, Served, Truth, truth_server
 
 from pytest_sglang.load import client as client_module
 from pytest_sglang.load import connection as connection_module
 from pytest_sglang.load import stamps
+from pytest_sglang.load.answer import EXACT, MERGED
 from pytest_sglang.load.client import Client, Target, run_round
 from pytest_sglang.load.connection import ConnectError
 from pytest_sglang.load.prompts import Prompt
@@ -26,7 +27,9 @@ def prompts(n: int) -> list[Prompt]:
     return [Prompt(text=f"{number}: Grüße", tokens=4, exact=True) for number in range(n)]
 
 
-def one_round(truth: Truth, *, streams: int = 1, tokens: int = 20, api: Any = "completions", **more: Any) -> tuple[Round, list[dict[str, Any]]]:
+def one_round(
+    truth: Truth, *, streams: int = 1, tokens: int = 20, api: Any = "completions", **more: Any
+) -> tuple[Round, list[dict[str, Any]]]:
     raw: list[dict[str, Any]] = []
     target = Target(url=truth.url, api=api, model="m", api_key=more.pop("api_key", None), verify_tls=more.pop("verify_tls", True))
     done = run_round(target, prompts(streams), tokens, index=3, timeout_s=more.pop("timeout_s", 20.0), on_request=raw.append)
@@ -37,14 +40,14 @@ def one_round(truth: Truth, *, streams: int = 1, tokens: int = 20, api: Any = "c
 def test_one_stream_is_measured_as_it_was_sent(api: str) -> None:
     with truth_server(Script(ttft_s=0.03, itl_s=0.005)) as truth:
         done, raw = one_round(truth, tokens=40, api=api)
-        sends = truth.served[0].sends
+        served = truth.served[0]
     assert done.failures == ()
     assert done.invalid_because is None
     assert done.index == 3
     assert done.output_tokens == 40
-    true_rate = 39e9 / (sends[-1][1] - sends[0][1])
-    assert done.decode_tok_s == pytest.approx(true_rate, rel=0.01)
-    assert done.ttft_s[0] == pytest.approx((sends[0][1] - truth.served[0].received_ns) / 1e9, abs=0.005)
+    assert within(done.decode_tok_s, served)
+    assert done.ttft_s[0] >= (served.sends[0][1] - served.received_ns) / 1e9
+    assert done.ttft_s[0] < 0.06
     assert done.end_to_end_tok_s is not None
     assert done.end_to_end_tok_s < done.decode_tok_s
     assert done.aggregate_tok_s == pytest.approx(done.decode_tok_s, rel=1e-6)
@@ -59,15 +62,17 @@ def test_kernel_stamps_are_within_a_fraction_of_a_millisecond_of_the_send() -> N
     if not kernel_stamps():
         pytest.skip("no SO_TIMESTAMPNS on this system")
     with truth_server(Script(ttft_s=0.01, itl_s=0.003)) as truth:
-        done, raw = one_round(truth, tokens=100)
-        sends = dict(truth.served[0].sends)
+        _, raw = one_round(truth, tokens=100)
+        sends = {tokens: (before, after) for tokens, before, after in truth.served[0].sends}
     assert raw[0]["stamps"] == "kernel"
-    late_ms = [raw[0]["sent_s"] * 1e3 + ms - sends[tokens] / 1e6 for tokens, ms, _ in raw[0]["events"]]
-    # sent_s is a float of epoch seconds: good to half a microsecond
-    assert median(late_ms) < 0.5
-    assert min(late_ms) > -0.01
-    true_gaps = [(sends[n + 1] - sends[n]) / 1e9 for n in range(1, 100)]
-    assert mean(done.itl_s) == pytest.approx(mean(true_gaps), abs=0.0002)
+    arrived_ns = {tokens: raw[0]["sent_s"] * 1e9 + ms * 1e6 for tokens, ms, mark in raw[0]["events"] if mark == EXACT}
+    assert len(arrived_ns) > 50
+    # an epoch in seconds is a float good to a quarter of a microsecond; the soft interrupt of a busy machine may come later
+    late_ns = sorted(at - sends[tokens][0] for tokens, at in arrived_ns.items())
+    assert late_ns[0] > -1000
+    assert late_ns[len(late_ns) // 2] < 500_000
+    inside = sum(at <= sends[tokens][1] + 1000 for tokens, at in arrived_ns.items())
+    assert inside / len(arrived_ns) > 0.9
 
 
 def test_a_busy_client_measures_the_same_with_kernel_stamps() -> None:
@@ -83,11 +88,19 @@ def test_a_busy_client_measures_the_same_with_kernel_stamps() -> None:
     with truth_server(Script(ttft_s=0.02, itl_s=0.005)) as truth, pytest.MonkeyPatch.context() as patch:
         patch.setattr(client_module, "Connection", Slow)
         done, raw = one_round(truth, tokens=40)
-        sends = truth.served[0].sends
-    assert done.decode_tok_s == pytest.approx(39e9 / (sends[-1][1] - sends[0][1]), rel=0.05)
     assert raw[0]["merged_events"] > 5
     assert raw[0]["read_late_ms"] > 2
+    counts, times = zip(*[(count, ms) for count, ms, mark in raw[0]["events"] if mark != MERGED], strict=True)
+    sends = {tokens: (before, after) for tokens, before, after in truth.served[0].sends}
+    true_s = (sends[counts[-1]][0] - sends[counts[0]][0]) / 1e9
+    assert (times[-1] - times[0]) / 1e3 == pytest.approx(true_s, abs=0.004)
     assert done.client_lag_s < 0.002
+
+
+def within(rate: float | None, served: Served) -> bool:
+    """The rate lies between what the times before and after each send allow."""
+    low, high = served.decode_tok_s()
+    return rate is not None and low * 0.999 < rate < high * 1.001
 
 
 def kernel_stamps() -> bool:
@@ -105,9 +118,10 @@ def test_sixteen_streams_run_together_on_connections_opened_before() -> None:
     assert done.failures == ()
     assert done.output_tokens == 400
     assert len(done.ttft_s) == 16
-    rates = [24e9 / (each.sends[-1][1] - each.sends[0][1]) for each in served]
-    assert done.decode_tok_s == pytest.approx(mean(rates), rel=0.02)
-    assert done.aggregate_tok_s == pytest.approx(16 * mean(rates), rel=0.06)
+    low, high = (mean(each) for each in zip(*[each.decode_tok_s() for each in served], strict=True))
+    assert done.decode_tok_s is not None
+    assert low * 0.999 < done.decode_tok_s < high * 1.001
+    assert done.aggregate_tok_s == pytest.approx(16 * done.decode_tok_s, rel=0.06)
     assert len({each["request"] for each in raw}) == 16
 
 
@@ -118,8 +132,7 @@ def test_merged_events_give_no_token_latency_but_all_tokens() -> None:
     assert done.output_tokens == 40
     assert raw[0]["merged_events"] == 30
     assert done.itl_s == ()
-    sends = truth.served[0].sends
-    assert done.decode_tok_s == pytest.approx(36e9 / (sends[-1][1] - sends[0][1]), rel=0.02)
+    assert within(done.decode_tok_s, truth.served[0])
 
 
 def test_several_tokens_an_event_share_its_gap() -> None:
@@ -187,7 +200,9 @@ def test_something_that_is_no_http_server() -> None:
 
 
 def test_an_answer_framed_by_the_end_of_the_connection() -> None:
-    events = 'data: {"choices":[{"index":0,"text":"a","finish_reason":"length"}],"usage":{"completion_tokens":1}}\n\ndata: [DONE]\n\n'
+    events = (
+        'data: {"choices":[{"index":0,"text":"a","finish_reason":"length"}],"usage":{"completion_tokens":1}}\n\ndata: [DONE]\n\n'
+    )
     head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n"
     assert raw_answer(head + events).failures == ()
     assert raw_answer(head + events[:-1]).failures == ("the stream ended inside an event",)
@@ -229,7 +244,11 @@ def test_the_request_asks_for_exactly_what_is_counted() -> None:
     assert chat.body["messages"] == [{"role": "user", "content": "0: Grüße"}]
     assert chat.body["max_completion_tokens"] == 3
     assert native.path == "/generate"
-    assert native.body == {"text": "0: Grüße", "sampling_params": {"max_new_tokens": 3, "ignore_eos": True, "temperature": 0}, "stream": True}
+    assert native.body == {
+        "text": "0: Grüße",
+        "sampling_params": {"max_new_tokens": 3, "ignore_eos": True, "temperature": 0},
+        "stream": True,
+    }
     for each in truth.served:
         assert each.headers["authorization"] == "Bearer secret"
         assert each.headers["accept-encoding"] == "identity"
@@ -297,6 +316,33 @@ def test_a_server_that_dies_between_requests_fails_the_rest_quickly() -> None:
     assert [each.answer.failure for each in exchanges] == [None, *["cannot connect to there: Connection refused"] * 2]
 
 
+def test_connections_that_the_server_closed_meanwhile_are_replaced_and_not_blamed() -> None:
+    with truth_server(Script(ttft_s=0.002, itl_s=0.001)) as truth, Client(Target(url=truth.url), 2) as client:
+        client.run(prompts(2), 5, timeout_s=5)
+        truth.drop_connections()
+        exchanges = client.run(prompts(2), 5, timeout_s=5)
+        assert [each.answer.failure for each in exchanges] == [None, None]
+        assert truth.connections == 4
+
+
+def test_a_reset_connection_is_a_failure_wherever_it_happens() -> None:
+    with truth_server(Script(ttft_s=0.002, itl_s=0.001, reset_after=5)) as truth:
+        done, _ = one_round(truth)
+    assert done.failures == ("connection lost: Connection reset by peer",)
+    with truth_server(Script(reset_after=0)) as truth:
+        large = Prompt(text="word " * 4_000_000, tokens=4_000_000, exact=False)
+        done = run_round(Target(url=truth.url), [large, large], 3, index=1, timeout_s=20)
+    assert len(done.failures) == 2
+    assert all(why.startswith("connection lost") for why in done.failures)
+
+
+def test_a_long_error_page_is_cut() -> None:
+    with truth_server(Script(status=502, body="<html>" + "x" * 1_000_000)) as truth:
+        done, _ = one_round(truth)
+    assert done.failures[0].startswith("HTTP 502: <html>xxx")
+    assert len(done.failures[0]) < 250
+
+
 def test_a_large_prompt_is_sent_in_pieces() -> None:
     with truth_server(Script(ttft_s=0.002, itl_s=0.001)) as truth:
         large = Prompt(text="word " * 2_000_000, tokens=2_000_000, exact=False)
@@ -320,9 +366,8 @@ def test_user_space_stamps_where_the_kernel_has_none(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(stamps, "ask_kernel", lambda sock: False)
     with truth_server(Script(ttft_s=0.02, itl_s=0.005)) as truth:
         done, raw = one_round(truth, tokens=30)
-        sends = truth.served[0].sends
     assert raw[0]["stamps"] == "user"
-    assert done.decode_tok_s == pytest.approx(29e9 / (sends[-1][1] - sends[0][1]), rel=0.05)
+    assert done.decode_tok_s == pytest.approx(200, rel=0.1)
     assert done.client_lag_s >= 0
 
 

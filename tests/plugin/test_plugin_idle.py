@@ -12,7 +12,9 @@ HEAVY = ("httpx", "pynvml", "msgspec", "numpy", "matplotlib", "scipy", "psutil",
 
 def test_import_costs_at_most_5_ms_over_pytest() -> None:
     code = "import pytest, time; t = time.perf_counter(); import pytest_sglang.plugin; print((time.perf_counter() - t) * 1000)"
-    times = sorted(float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout) for _ in range(7))
+    times = sorted(
+        float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout) for _ in range(7)
+    )
     assert times[0] <= 5.0, times
 
 
@@ -33,7 +35,18 @@ def test_collecting_a_foreign_project_imports_nothing_heavy(tmp_path: Path) -> N
         f"    heavy = [name for name in {HEAVY!r} if name in sys.modules]\n"
         "    open('loaded.json', 'w').write(json.dumps([heavy, [m for m in sys.modules if m.startswith('pytest_sglang')]]))\n"
     )
-    others = ["randomly", "xdist", "cov", "html", "metadata", "benchmark", "anyio", "hypothesispytest", "rerunfailures", "playwright"]
+    others = [
+        "randomly",
+        "xdist",
+        "cov",
+        "html",
+        "metadata",
+        "benchmark",
+        "anyio",
+        "hypothesispytest",
+        "rerunfailures",
+        "playwright",
+    ]
     arguments = [each for name in others for each in ("-p", f"no:{name}")]
     command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", *arguments]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)

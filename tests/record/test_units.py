@@ -43,7 +43,9 @@ def test_quantities_are_read(text: object, unit: str, number: float) -> None:
     assert parse(text, unit) == pytest.approx(number)
 
 
-@pytest.mark.parametrize("value", ["", "s", "90 sek", "90 W", "90 s s", True, None, [90], "nan", float("nan"), math.inf, "1e999 s", "9 0 s"])
+@pytest.mark.parametrize(
+    "value", ["", "s", "90 sek", "90 W", "90 s s", True, None, [90], "nan", float("nan"), math.inf, "1e999 s", "9 0 s"]
+)
 def test_anything_else_is_refused_with_a_right_example(value: object) -> None:
     with pytest.raises(UnitError) as caught:
         parse(value, "s")
@@ -89,9 +91,10 @@ def test_what_is_shown_reads_back_as_the_same_number_within_its_digits(number: f
 def test_no_text_crashes_the_reader(text: str) -> None:
     for unit in ("s", "tok/s", "W", "%"):
         try:
-            assert math.isfinite(parse(text, unit))
-        except UnitError as error:
-            assert "write e.g." in str(error)
+            number = parse(text, unit)
+        except UnitError:
+            continue
+        assert math.isfinite(number)
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,8 @@ def test_nothing_found_says_where_was_looked_and_what_there_is(tmp_path: Path) -
     with pytest.raises(RigError) as caught:
         find.find(None, tmp_path)
     assert str(caught.value) == (
-        f"rig.toml: not in {tmp_path} and not in {tmp_path}/acceptance (packaged: six-3090, or write one: pytest-sglang init -o rig.toml)"
+        f"rig.toml: not in {tmp_path} and not in {tmp_path}/acceptance "
+        "(packaged: six-3090, or write one: pytest-sglang init -o rig.toml)"
     )
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from pytest_sglang.rig import find
 from pytest_sglang.rig.load import KNOWN_READINGS, Problem, RigError, load
+from pytest_sglang.rig.merge import Merged
 from pytest_sglang.rig.model import GpuPromise, Workload
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,7 +32,7 @@ def errors(folder: Path, text: str, *, schema: str = "schema = 1\n") -> list[str
     return str(caught.value).splitlines()
 
 
-# --- what a right file gives ------------------------------------------------------------------------------------------------------
+# --- what a right file gives ----------------------------------------------------------------------------------------------------
 
 
 def test_packaged_six_3090_promises_what_the_rig_was_built_for() -> None:
@@ -57,6 +58,8 @@ def test_packaged_six_3090_promises_what_the_rig_was_built_for() -> None:
     assert row is not None
     assert row.min_tok_s == 42.0, "the declared bridges choose the row"
     assert rig.row(300.0) is None, "no row is invented"
+    assert rig.row(250.0, quantity="end_to_end") is None
+    assert rig.row(None) is None
     assert rig.workload == Workload(prompt_tokens=64, output_tokens=128, rounds=5, max_rounds=20, warmups=1)
 
 
@@ -76,7 +79,15 @@ def test_example_rigs_load(name: str) -> None:
 def test_a_file_with_the_schema_alone_promises_nothing(folder: Path) -> None:
     (folder / "attic.toml").write_text("schema = 1\n")
     rig = load(folder / "attic.toml")
-    assert (rig.name, rig.gpus, rig.nvlink, rig.server, rig.start, rig.throughput, rig.gain) == ("attic", (), None, None, None, (), None)
+    assert (rig.name, rig.gpus, rig.nvlink, rig.server, rig.start, rig.throughput, rig.gain) == (
+        "attic",
+        (),
+        None,
+        None,
+        None,
+        (),
+        None,
+    )
 
 
 def test_every_key_reaches_its_field(folder: Path) -> None:
@@ -153,7 +164,7 @@ def test_a_unit_without_suffix_is_a_service(folder: Path) -> None:
     assert rig.server.systemd == "sglang.service"
 
 
-# --- what a wrong one says: exact texts ---------------------------------------------------------------------------------------------
+# --- what a wrong one says: exact texts -----------------------------------------------------------------------------------------
 
 
 WRONG_VALUES: dict[str, tuple[str, str]] = {
@@ -170,7 +181,10 @@ WRONG_VALUES: dict[str, tuple[str, str]] = {
         '[[throughput]]\npower = "<= 250 W"\nmin = 3',
         "throughput[0].power: '<= 250 W' begins with '<=', but this key takes none (write e.g. '250 W')",
     ),
-    "bool": ('[[gpus]]\nindex = 0\npersistence = "yes"', "gpus[0].persistence: 'yes' is neither true nor false (write true or false)"),
+    "bool": (
+        '[[gpus]]\nindex = 0\npersistence = "yes"',
+        "gpus[0].persistence: 'yes' is neither true nor false (write true or false)",
+    ),
     "whole": ("[workload]\nrounds = 5.5", "workload.rounds: 5.5 is not a whole number (write e.g. 5)"),
     "true is no number": ("[workload]\nstreams = true", "workload.streams: true is not a whole number (write e.g. 1)"),
     "low": ("[workload]\noutput_tokens = 1", "workload.output_tokens: 1 is below 2 (write e.g. 256)"),
@@ -221,23 +235,29 @@ WRONG_VALUES: dict[str, tuple[str, str]] = {
     ),
     "url password": (
         '[server]\nurl = "http://me:topsecret@rig:30000"',
-        "server.url: what stands there has a user name or password in it: name a variable in api_key_env instead "
-        "(write e.g. 'http://127.0.0.1:30000')",
+        (
+            "server.url: what stands there has a user name or password in it: name a variable in api_key_env instead "
+            "(write e.g. 'http://127.0.0.1:30000')"
+        ),
     ),
     "api key": (
         f'{SERVER}api_key_env = "sk-topsecret"',
-        "server.api_key_env: what stands there is not the name of an environment variable, never the key itself "
-        "(write e.g. 'SGLANG_API_KEY')",
+        (
+            "server.api_key_env: what stands there is not the name of an environment variable, never the key itself "
+            "(write e.g. 'SGLANG_API_KEY')"
+        ),
     ),
     "unit": (f'{SERVER}systemd = "a b"', "server.systemd: 'a b' is not the name of a systemd unit (write e.g. 'sglang.service')"),
     "command": (
         f"{SERVER}command = \"bash serve.sh 'my model' 1 2\"",
-        "server.command: \"bash serve.sh 'my model' 1 2\" is one text, and no shell runs it "
-        '(write ["bash", "serve.sh", "my model", "1", ...])',
+        (
+            "server.command: \"bash serve.sh 'my model' 1 2\" is one text, and no shell runs it "
+            '(write ["bash", "serve.sh", "my model", "1", ...])'
+        ),
     ),
     "command quote": (
-        f"{SERVER}command = \"it's\"",
-        "server.command: \"it's\" is one text, and no shell runs it (write [\"it's\"])",
+        f'{SERVER}command = "it\'s"',
+        'server.command: "it\'s" is one text, and no shell runs it (write ["it\'s"])',
     ),
     "command item": (f"{SERVER}command = ['bash', 3]", "server.command[1]: 3 is not a text (write e.g. 'bash')"),
     "command empty": (
@@ -282,20 +302,29 @@ def test_what_may_be_a_secret_is_never_shown(secret: str, folder: Path) -> None:
 WRONG_STRUCTURE: dict[str, tuple[str, str]] = {
     "unknown table": (
         "[gpu]\nindex = 0",
-        "gpu: is no key of a rig file (known: schema, extends, rig, gpus, nvlink, server, start, throughput, gain, workload); "
-        "did you mean 'gpus'?",
+        (
+            "gpu: is no key of a rig file (known: schema, extends, rig, gpus, nvlink, server, start, throughput, gain, workload); "
+            "did you mean 'gpus'?"
+        ),
     ),
     "unknown key": (
         f'{SERVER}modle = "x"',
-        "server.modle: is no key of [server] (known: url, model, served_name, tp, gpus, torch_compile, api_key_env, log, systemd, "
-        "command, env, cwd, container); did you mean 'model'?",
+        (
+            "server.modle: is no key of [server] (known: url, model, served_name, tp, gpus, torch_compile, api_key_env, log, "
+            "systemd, command, env, cwd, container); did you mean 'model'?"
+        ),
     ),
     "unknown key in a list": (
         "[[throughput]]\nmin = 3\nzzz = 1",
-        "throughput[0].zzz: is no key of [throughput] (known: power, nvlink, streams, quantity, min, target, max_ttft, max_itl_p99, "
-        "max_j_per_token)",
+        (
+            "throughput[0].zzz: is no key of [throughput] (known: power, nvlink, streams, quantity, min, target, max_ttft, "
+            "max_itl_p99, max_j_per_token)"
+        ),
     ),
-    "one bracket": ("[throughput]\nmin = 3", "throughput: a single table is not a list of tables (write [[throughput]] with two brackets)"),
+    "one bracket": (
+        "[throughput]\nmin = 3",
+        "throughput: a single table is not a list of tables (write [[throughput]] with two brackets)",
+    ),
     "two brackets": ("[[start]]\nwarm = 90", "start: a list of tables is not a table (write [start], then its keys below it)"),
     "no table": ("server = 'http://x:1'", "server: 'http://x:1' is not a table (write [server], then its keys below it)"),
     "list of numbers": ("gpus = [0, 1]", "gpus: [0, 1] is not a list of tables (write [[gpus]] with two brackets)"),
@@ -387,7 +416,14 @@ def test_contradiction_is_told_at_the_value_to_change(case: str, folder: Path) -
 
 
 def test_rows_that_differ_in_anything_stand_side_by_side(folder: Path) -> None:
-    rows = ["power = 250", "power = 252", "", "power = 250\nnvlink = true", "power = 250\nstreams = 2", 'power = 250\nquantity = "end_to_end"']
+    rows = [
+        "power = 250",
+        "power = 252",
+        "",
+        "power = 250\nnvlink = true",
+        "power = 250\nstreams = 2",
+        'power = 250\nquantity = "end_to_end"',
+    ]
     (folder / "rig.toml").write_text("schema = 1\n" + "".join(f"[[throughput]]\nmin = 1\n{row}\n" for row in rows))
     assert len(load(folder / "rig.toml").throughput) == len(rows)
 
@@ -417,7 +453,7 @@ def test_all_problems_of_a_file_are_told_at_once(folder: Path) -> None:
     assert len(keys) == 13
 
 
-# --- schema, syntax, file -----------------------------------------------------------------------------------------------------------
+# --- schema, syntax, file -------------------------------------------------------------------------------------------------------
 
 
 def test_schema_is_required(folder: Path) -> None:
@@ -487,7 +523,7 @@ def test_problems_are_values() -> None:
     assert RigError([problem]).problems == (problem,)
 
 
-# --- extends -----------------------------------------------------------------------------------------------------------------------
+# --- extends --------------------------------------------------------------------------------------------------------------------
 
 
 def test_overlay_merges_tables_key_by_key_and_replaces_lists(folder: Path) -> None:
@@ -496,7 +532,8 @@ def test_overlay_merges_tables_key_by_key_and_replaces_lists(folder: Path) -> No
         '[start]\nwarm = "90 s"\ncold = "25 min"\n'
     )
     (folder / "rig.toml").write_text(
-        'schema = 1\nextends = "class.toml"\n[rig]\nname = "host"\n[[gpus]]\nindex = 3\n[start]\nwarm = "60 s"\n[server.env]\nB = "3"\n[workload]\nrounds = 7\n'
+        'schema = 1\nextends = "class.toml"\n[rig]\nname = "host"\n[[gpus]]\nindex = 3\n'
+        '[start]\nwarm = "60 s"\n[server.env]\nB = "3"\n[workload]\nrounds = 7\n'
     )
     rig = load(folder / "rig.toml")
     assert (rig.name, rig.max_total_w, rig.path) == ("host", 1000.0, folder / "rig.toml")
@@ -560,19 +597,30 @@ def test_a_value_replaced_by_a_table_and_back_is_told_of_the_upper_file(folder: 
     assert [line.split(": ")[:2] for line in told] == [["rig.toml", "start.warm"], ["rig.toml", "workload"]]
 
 
+def test_a_value_that_stands_nowhere_belongs_to_the_file_itself() -> None:
+    assert Merged(Path("rig.toml")).file_of(("start", "warm")) == Path("rig.toml")
+
+
 def test_loops_are_refused(folder: Path) -> None:
     (folder / "class.toml").write_text('schema = 1\nextends = "rig.toml"\n')
     assert errors(folder, 'extends = "class.toml"\n') == [
-        "class.toml: extends: 'rig.toml' makes a loop: rig.toml -> class.toml -> rig.toml (a class file must not extend what extends it)"
+        (
+            "class.toml: extends: 'rig.toml' makes a loop: rig.toml -> class.toml -> rig.toml "
+            "(a class file must not extend what extends it)"
+        )
     ]
 
 
 def test_unknown_class_file_is_told_with_the_packaged_names(folder: Path) -> None:
     assert errors(folder, 'extends = "six-309"\n') == [
-        "rig.toml: extends: 'six-309' is neither a file beside this one nor the name of a packaged rig (packaged: six-3090); "
-        "did you mean 'six-3090'?"
+        (
+            "rig.toml: extends: 'six-309' is neither a file beside this one nor the name of a packaged rig (packaged: six-3090); "
+            "did you mean 'six-3090'?"
+        )
     ]
-    assert errors(folder, "extends = 3\n") == ["rig.toml: extends: 3 is not the name of a rig file (write e.g. extends = 'class.toml')"]
+    assert errors(folder, "extends = 3\n") == [
+        "rig.toml: extends: 3 is not the name of a rig file (write e.g. extends = 'class.toml')"
+    ]
 
 
 def test_problems_of_every_file_in_the_chain_are_told(folder: Path) -> None:

@@ -72,7 +72,9 @@ def test_a_healthy_rig_is_written_down_as_promises_without_warnings(tmp_path: Pa
     rig = loaded(text, tmp_path)
     assert rig.name == "attic"
     assert [gpu.uuid for gpu in rig.gpus] == [each.uuid for each in GOOD.cards]
-    assert {(gpu.name, gpu.persistence, gpu.pcie_gen, gpu.pcie_width) for gpu in rig.gpus} == {("NVIDIA GeForce RTX 3090", True, 4, 16)}
+    assert {(gpu.name, gpu.persistence, gpu.pcie_gen, gpu.pcie_width) for gpu in rig.gpus} == {
+        ("NVIDIA GeForce RTX 3090", True, 4, 16)
+    }
     assert rig.nvlink is not None
     assert (rig.nvlink.pairs, rig.nvlink.links) == (((0, 1), (2, 3)), 4)
     assert rig.server is not None
@@ -100,8 +102,12 @@ def uncommented(text: str) -> str:
     "found",
     [
         GOOD,
-        Found(name="bare", server=FoundServer(url="http://127.0.0.1:30000"), missing={"server.log": "the unit writes to the journal"}),
-        Found(name="cards", cards=(card(0, name=None, persistence=None, pcie_width=None, pcie_gen=None, pcie_max_gen=None), card(1))),
+        Found(
+            name="bare", server=FoundServer(url="http://127.0.0.1:30000"), missing={"server.log": "the unit writes to the journal"}
+        ),
+        Found(
+            name="cards", cards=(card(0, name=None, persistence=None, pcie_width=None, pcie_gen=None, pcie_max_gen=None), card(1))
+        ),
     ],
     ids=["good", "server alone", "cards alone"],
 )
@@ -118,7 +124,11 @@ def test_every_commented_example_is_right_once_its_sign_is_taken_away(found: Fou
 
 def test_what_was_not_found_stands_as_a_comment_with_its_reason(tmp_path: Path) -> None:
     server = FoundServer(url="http://127.0.0.1:8001")
-    missing = {"server.log": "the unit writes to the journal", "gpus": "the driver is not loaded", "server.systemd": "no unit owns it"}
+    missing = {
+        "server.log": "the unit writes to the journal",
+        "gpus": "the driver is not loaded",
+        "server.systemd": "no unit owns it",
+    }
     text = render(Found(name="x", server=server, missing=missing))
     assert '# log = "/var/log/sglang/sglang.log"    # not found: the unit writes to the journal' in text
     assert '# model = "/models/my-model"    # not found\n' in text
@@ -145,13 +155,17 @@ def test_a_server_with_an_unusable_url_is_not_written_as_a_promise(tmp_path: Pat
 @pytest.mark.parametrize(
     ("fields", "key", "expected"),
     [
-        ({"pcie_width": 4}, "pcie_width", "pcie_width = 4    # x4 of x16: this may be a fault and not a promise (riser, slot, BIOS setting)"),
+        (
+            {"pcie_width": 4},
+            "pcie_width",
+            "pcie_width = 4    # x4 of x16: this may be a fault and not a promise (riser, slot, BIOS setting)",
+        ),
         (
             {"pcie_gen": 3, "loaded": True},
             "pcie_gen",
             "pcie_gen = 3    # gen 3 of 4 under load: this may be a fault and not a promise",
         ),
-        ({"pcie_gen": 1}, "pcie_gen", "pcie_gen = 4    # now gen 1, as idle cards are: only read under load is it sure"),
+        ({"pcie_gen": 1}, "pcie_gen", "pcie_gen = 4    # its maximum; gen 1 now, to which idle cards drop"),
         (
             {"pcie_gen": 1, "pcie_max_gen": None},
             "pcie_gen",
@@ -164,7 +178,10 @@ def test_a_server_with_an_unusable_url_is_not_written_as_a_promise(tmp_path: Pat
         (
             {"persistence": False},
             "persistence",
-            "persistence = false    # off: a power limit is lost whenever the driver unloads; this may be a fault and not a promise",
+            (
+                "persistence = false    # off: a power limit is lost whenever the driver unloads; "
+                "this may be a fault and not a promise"
+            ),
         ),
         ({"uuid": "?"}, "pci", 'pci = "0000:01:00.0"    # index 0'),
         ({"uuid": "?", "pci": None}, "index", "index = 0    # may move at a reboot: no UUID and no bus id was found"),
@@ -247,7 +264,10 @@ def test_waived_readings_caches_state_and_problems_are_told(tmp_path: Path) -> N
         name="x",
         cards=(card(0),),
         unavailable={"xid": "no right to read the kernel log", "nvlink-errors": "not supported", "unheard-of": "odd"},
-        caches=(FoundCache(name="triton", path="/tmp/t", files=3, bytes=3 << 20, note="a reboot empties it"), FoundCache(name="inductor", path="/c")),
+        caches=(
+            FoundCache(name="triton", path="/tmp/t", files=3, bytes=3 << 20, note="a reboot empties it"),
+            FoundCache(name="inductor", path="/c"),
+        ),
         state=("driver 580",),
         problems=("GPU 0 runs hot",),
     )
@@ -301,7 +321,10 @@ SERVERS = st.builds(
     ready_s=st.none() | st.floats(0, 3000),
 )
 PAIRS = st.lists(
-    st.builds(FoundPair, one=st.integers(0, 9), other=st.integers(0, 9), links=st.integers(0, 4), most=st.none() | st.integers(0, 4)), max_size=4
+    st.builds(
+        FoundPair, one=st.integers(0, 9), other=st.integers(0, 9), links=st.integers(0, 4), most=st.none() | st.integers(0, 4)
+    ),
+    max_size=4,
 )
 
 

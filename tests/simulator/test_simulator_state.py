@@ -183,7 +183,7 @@ def test_another_file_is_refused(tmp_path: Path, cards: Hardware) -> None:
         HardwareState(tmp_path, cards)
 
 
-# --- what the hardware is ----------------------------------------------------------------------------------------------------------
+# --- what the hardware is -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,15 @@
-"""A small streaming server whose send times are known: blocking sockets, a thread a connection, nothing shared with the client's parsers."""
+"""A small streaming server whose send times are known: a thread a connection, nothing shared with the client's parsers.
+
+It shares the interpreter with the client under test, so a send is known by the times right before and right after it: on loopback
+the kernel stamps the arrival in between.
+"""
 
 from __future__ import annotations
 
 import json
 import socket
 import ssl
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -30,6 +35,8 @@ class Script:
     cut_after: int | None = None
     error_after: int | None = None
     hang_after: int | None = None
+    reset_after: int | None = None
+    """Reset the connection after so many tokens; 0: before the body was read."""
     status: int = 200
     body: str = ""
     headers: str = ""
@@ -39,14 +46,19 @@ class Script:
 
 @dataclass
 class Served:
-    """One request as the server saw it: ``sends`` are (tokens so far, epoch ns right before the send)."""
+    """One request as the server saw it: ``sends`` are (tokens so far, epoch ns right before the send, and right after)."""
 
     path: str
     headers: dict[str, str]
     body: dict[str, Any]
     received_ns: int
-    sends: list[tuple[int, int]] = field(default_factory=list)
+    sends: list[tuple[int, int, int]] = field(default_factory=list)
     connection: int = 0
+
+    def decode_tok_s(self) -> tuple[float, float]:
+        """Between which two rates the decoding really was, from the first send to the last."""
+        (first, begin, begun), (last, end, ended) = self.sends[0], self.sends[-1]
+        return (last - first) * 1e9 / (ended - begin), (last - first) * 1e9 / (end - begun)
 
 
 @dataclass
@@ -57,6 +69,13 @@ class Truth:
     script: Script
     served: list[Served] = field(default_factory=list)
     connections: int = 0
+    sockets: list[socket.socket] = field(default_factory=list)
+
+    def drop_connections(self) -> None:
+        """Close what is open, as a server does with connections that were idle for long."""
+        for each in self.sockets:
+            each.shutdown(socket.SHUT_RDWR)
+        time.sleep(0.05)
 
 
 @contextmanager
@@ -65,7 +84,7 @@ def truth_server(script: Script | None = None, context: ssl.SSLContext | None = 
     listener = socket.create_server(("127.0.0.1", 0), backlog=64)
     scheme = "http" if context is None else "https"
     truth = Truth(url=f"{scheme}://127.0.0.1:{listener.getsockname()[1]}", script=script or Script())
-    open_sockets: list[socket.socket] = []
+    open_sockets = truth.sockets
     over = threading.Event()
 
     def accept() -> None:
@@ -80,6 +99,7 @@ def truth_server(script: Script | None = None, context: ssl.SSLContext | None = 
 
     def connection(plain: socket.socket, number: int) -> None:
         sock: socket.socket = plain
+        reader = None
         try:
             plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if context is not None:
@@ -91,6 +111,8 @@ def truth_server(script: Script | None = None, context: ssl.SSLContext | None = 
         except (OSError, ValueError):
             pass
         finally:
+            if reader is not None:
+                reader.close()
             sock.close()
 
     thread = threading.Thread(target=accept, daemon=True)
@@ -119,6 +141,8 @@ def _one(truth: Truth, sock: socket.socket, reader: Any, number: int, over: thre
     while (line := reader.readline()) not in (b"\r\n", b""):
         name, _, value = line.decode().partition(":")
         headers[name.lower()] = value.strip()
+    if truth.script.reset_after == 0:
+        _reset(sock)
     body = json.loads(reader.read(int(headers["content-length"])))
     served = Served(path, headers, body, time.time_ns(), connection=number)
     truth.served.append(served)
@@ -127,7 +151,8 @@ def _one(truth: Truth, sock: socket.socket, reader: Any, number: int, over: thre
         text = script.body.encode()
         kind = "application/json" if script.status != 200 else script.content_type
         sock.sendall(
-            f"HTTP/1.1 {script.status} X\r\n{script.headers}content-type: {kind}\r\ncontent-length: {len(text)}\r\n\r\n".encode() + text
+            f"HTTP/1.1 {script.status} X\r\n{script.headers}content-type: {kind}\r\ncontent-length: {len(text)}\r\n\r\n".encode()
+            + text
         )
         return script.keep_alive
     _stream(truth.script, served, sock, over)
@@ -151,11 +176,15 @@ def _stream(script: Script, served: Served, sock: socket.socket, over: threading
             if sent < tokens:
                 sent = min(tokens, sent + script.tokens_an_event)
                 pieces += events("token", sent)
-        served.sends.append((sent, time.time_ns()))
-        sock.sendall(b"".join(_chunk(each) for each in pieces))
+        data = b"".join(_chunk(each) for each in pieces)
+        before = time.time_ns()
+        sock.sendall(data)
+        served.sends.append((sent, before, time.time_ns()))
         if script.cut_after is not None and sent >= script.cut_after:
             sock.shutdown(socket.SHUT_RDWR)
             raise OSError("cut")
+        if script.reset_after is not None and sent >= script.reset_after:
+            _reset(sock)
         if script.error_after is not None and sent >= script.error_after:
             message = {"error": {"object": "error", "message": "out of room", "type": "Internal", "param": None, "code": 500}}
             sock.sendall(_chunk(_data(message)) + _chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n")
@@ -167,6 +196,12 @@ def _stream(script: Script, served: Served, sock: socket.socket, over: threading
     time.sleep(0.002)
     closing = events("end", sent) + ([b"data: [DONE]\n\n"] if script.done else [])
     sock.sendall(b"".join(_chunk(each) for each in closing) + b"0\r\n\r\n")
+
+
+def _reset(sock: socket.socket) -> None:
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    time.sleep(0.02)
+    raise OSError("reset")
 
 
 def _until(at_ns: int) -> None:
@@ -185,7 +220,12 @@ def _data(value: object) -> bytes:
 
 def _events(path: str, script: Script) -> Callable[[str, int], list[bytes]]:
     def usage(tokens: int) -> dict[str, object]:
-        return {"prompt_tokens": 5, "total_tokens": 5 + tokens, "completion_tokens": tokens, "prompt_tokens_details": {"cached_tokens": 2}}
+        return {
+            "prompt_tokens": 5,
+            "total_tokens": 5 + tokens,
+            "completion_tokens": tokens,
+            "prompt_tokens_details": {"cached_tokens": 2},
+        }
 
     def generate(kind: str, tokens: int) -> list[bytes]:
         finish = {"type": script.finish, "length": tokens, "matched": script.matched} if kind == "end" else None
