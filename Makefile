@@ -30,7 +30,7 @@ demo: $(VENV)/.stamp
 	@$(BIN)/python -m pytest acceptance/ --power=250 --rig=simulated
 
 test: $(VENV)/.stamp-dev
-	@$(BIN)/python -m pytest tests --ignore=tests/engine
+	@$(BIN)/python -m pytest -W error tests --ignore=tests/engine
 
 lint: $(VENV)/.stamp-dev
 	@$(BIN)/ruff check .
@@ -40,7 +40,7 @@ lint: $(VENV)/.stamp-dev
 
 test-engine: $(VENV)/.stamp-dev
 	@bash tests/engine/engine/install.sh $(ENGINE)
-	@SGLANG_ENGINE_REQUIRED=1 $(BIN)/python -m pytest tests/engine
+	@SGLANG_ENGINE_REQUIRED=1 $(BIN)/python -m pytest -W error tests/engine
 
 soak: $(VENV)/.stamp-dev
 	@$(BIN)/python tests/soak.py

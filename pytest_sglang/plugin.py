@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 ACTIVE: pytest.StashKey[Active] = pytest.StashKey()
 """The run of this session; absent as long as no collected test is one of ours."""
+MISUSE: pytest.StashKey[pytest.UsageError] = pytest.StashKey()
+"""The first misuse found while tests were made; pytest would tell it as an error inside their file, so it waits for their end."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -36,7 +38,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if _ours(metafunc):
         from pytest_sglang.hooks import collect
 
-        collect.parametrize(metafunc)
+        try:
+            collect.parametrize(metafunc)
+        except pytest.UsageError as error:
+            metafunc.config.stash.setdefault(MISUSE, error)
 
 
 def _ours(metafunc: pytest.Metafunc) -> bool:
@@ -52,6 +57,8 @@ def pytest_collection_modifyitems(
 ) -> Generator[None, None, None]:
     from pytest_sglang import markers
 
+    if MISUSE in config.stash:
+        raise config.stash[MISUSE]
     before = [item for item in items if markers.is_check(item)]
     yield
     if before:
@@ -145,12 +152,16 @@ def pytest_html_results_table_row(report: pytest.TestReport, cells: list[str]) -
     cells[3:3] = getattr(report, "sglang_cells", [])
 
 
-def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> Generator[None, Any, Any]:
     active = session.config.stash.get(ACTIVE, None)
-    if active is not None and active.recorder is not None:
-        from pytest_sglang.hooks import finish
+    if active is None or active.recorder is None:
+        return (yield)
+    from pytest_sglang.hooks import finish
 
-        finish.close(active, session)
+    # before every other plugin's: one of them may raise, and the rig must be put back all the same
+    finish.close(active, session)
+    return (yield)
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:

@@ -125,7 +125,7 @@ class AnswerReader:
         self._counts: list[int] = []
         self._times: list[int] = []
         self._marks: list[int] = []
-        self._content_at: list[tuple[int, int]] = []
+        self._content_at: list[int] = []
         self._total: int | None = None
         self._finish: str | None = None
         self._matched: int | str | None = None
@@ -200,7 +200,7 @@ class AnswerReader:
                 self.fail("more than one answer to one request")
             delta = choice.delta
             if choice.text or (delta is not None and (delta.content or delta.reasoning_content or delta.tool_calls)):
-                self._content_at.append((len(self._content_at) + 1, at_ns))
+                self._content_at.append(at_ns)
             if choice.finish_reason is not None:
                 self._ended(choice.finish_reason, choice.matched_stop)
         usage = event.usage
@@ -280,14 +280,15 @@ class AnswerReader:
         events = self._content_at
         exact = len(events) == total
         self._counts, self._times, self._marks = [], [], []
-        for number, at in events:
+        for number, at in enumerate(events, 1):
             count = max(1, round(total * number / len(events)))
             if self._counts and count <= self._counts[-1]:
                 continue
-            shared = not exact or (bool(self._times) and self._times[-1] == at)
+            if self._times and self._times[-1] == at:
+                self._marks[-1] = MERGED
             self._counts.append(count)
             self._times.append(at)
-            self._marks.append(MERGED if shared else EXACT)
+            self._marks.append(EXACT if exact else MERGED)
 
     def _accept_length(self) -> float | None:
         meta = self._meta

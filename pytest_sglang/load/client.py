@@ -24,6 +24,34 @@ _LOOK_AT_DEADLINES_S = 0.25
 _NOT_WAITED_NS = 20_000
 
 
+class _Work:
+    """The requests of one ``run``: waiting, under way, done."""
+
+    def __init__(
+        self,
+        requests: Iterable[tuple[int, Prompt, bytes]],
+        output_tokens: int,
+        timeout_s: float,
+        on_exchange: Callable[[Exchange], None] | None,
+    ) -> None:
+        self.waiting = deque(requests)
+        self.busy: dict[Connection, tuple[int, Prompt]] = {}
+        self.done: dict[int, Exchange] = {}
+        self.output_tokens, self.timeout_s = output_tokens, timeout_s
+        self._on_exchange = on_exchange
+
+    def settle(self, connection: Connection) -> None:
+        """``connection`` has finished its request."""
+        number, prompt = self.busy.pop(connection)
+        self.end(number, rounds.exchange(connection, prompt))
+
+    def end(self, number: int, exchange: Exchange) -> None:
+        """Request ``number`` has ended so."""
+        self.done[number] = exchange
+        if self._on_exchange is not None:
+            self._on_exchange(exchange)
+
+
 class Client:
     """``streams`` connections to one server, each busy with one request at a time (closed loop).
 
@@ -81,43 +109,35 @@ class Client:
         request's own. Raises ConnectError where not even the first connections can be made.
         """
         self.connect()
-        waiting = deque((number, each, self.target.request(each.text, output_tokens)) for number, each in enumerate(prompts))
-        done: dict[int, Exchange] = {}
-        busy: dict[Connection, tuple[int, Prompt]] = {}
-
-        def settle(number: int, exchange: Exchange) -> None:
-            done[number] = exchange
-            if on_exchange is not None:
-                on_exchange(exchange)
-
-        def next_request(connection: Connection) -> None:
-            """Give ``connection`` something to do; requests that end at once (a dead server) are settled here."""
-            while waiting:
-                number, prompt, request = waiting.popleft()
-                try:
-                    connection = self._alive(connection)
-                except ConnectError as error:
-                    settle(number, rounds.unsent(prompt, str(error)))
-                    continue
-                connection.begin(request, output_tokens, timeout_s)
-                if not connection.finished:
-                    busy[connection] = (number, prompt)
-                    self._selector.register(connection.sock, _wanted(connection), connection)
-                    return
-                settle(number, rounds.exchange(connection, prompt))
-
+        requests = [(number, each, self.target.request(each.text, output_tokens)) for number, each in enumerate(prompts)]
+        work = _Work(requests, output_tokens, timeout_s, on_exchange)
         try:
             for connection in list(self._connections):
-                next_request(connection)
-            for connection in self._finished(busy):
-                number, prompt = busy.pop(connection)
-                settle(number, rounds.exchange(connection, prompt))
-                next_request(connection)
+                self._next_request(connection, work)
+            for connection in self._finished(work.busy):
+                work.settle(connection)
+                self._next_request(connection, work)
         finally:
-            for connection in busy:
+            for connection in work.busy:
                 self._unregister(connection)
                 connection.close()
-        return [done[number] for number in sorted(done)]
+        return [work.done[number] for number in sorted(work.done)]
+
+    def _next_request(self, connection: Connection, work: _Work) -> None:
+        """Give ``connection`` something to do; requests that end at once (a dead server) are settled here."""
+        while work.waiting:
+            number, prompt, request = work.waiting.popleft()
+            try:
+                connection = self._alive(connection)
+            except ConnectError as error:
+                work.end(number, rounds.unsent(prompt, str(error)))
+                continue
+            work.busy[connection] = (number, prompt)
+            connection.begin(request, work.output_tokens, work.timeout_s)
+            if not connection.finished:
+                self._selector.register(connection.sock, _wanted(connection), connection)
+                return
+            work.settle(connection)
 
     def _finished(self, busy: dict[Connection, tuple[int, Prompt]]) -> Iterator[Connection]:
         """Waits for bytes, hands them to their connections, and gives each connection whose request has ended."""

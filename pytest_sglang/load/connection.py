@@ -19,7 +19,9 @@ from pytest_sglang.load.stream import EventParser, StreamError
 from pytest_sglang.record.values import Value
 
 PATHS: dict[str, str] = {"chat": "/v1/chat/completions", "completions": "/v1/completions", "native": "/generate"}
-READ_BYTES = 256 * 1024
+READ_BYTES = 16 * 1024
+"""Much more than a read finds: Python allocates it whole for each read, and large blocks cost a system call each."""
+
 MAX_ERROR_BYTES = 64 * 1024
 
 

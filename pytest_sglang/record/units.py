@@ -83,7 +83,9 @@ def show(number: float, unit: str) -> str:
         return duration(number)
     if unit == "":
         return f"{number:g}"
-    digits = 0 if abs(number) >= 1000 or (unit == "W" and abs(number - round(number)) < 0.05) else 1 if abs(number) >= 10 else 2
+    # a power limit is whole watts and is shown so, but 0.03 W is not nothing
+    whole_w = unit == "W" and abs(number - round(number)) < 0.05 and (round(number) != 0 or number == 0)
+    digits = 0 if abs(number) >= 1000 or whole_w else 1 if abs(number) >= 10 else 2
     return f"{number:.{digits}f} {unit}"
 
 

@@ -21,6 +21,8 @@ from typing import Any
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
+EXEC_S = 5.0
+"""How long the reaper waits for its child to become the server (a working directory on a dead network file system never answers)."""
 KILL_S = 10.0
 """How long SIGKILL is repeated until nothing is left (a process in an uninterruptible driver call dies late)."""
 
@@ -45,8 +47,11 @@ def main() -> int:
         "ended": None,
         "left": [],
     }
-    pid = _launch(order, libc)
+    pid, executed = _launch(order, libc)
     status.update(pid=pid, started=time.time())
+    # whoever is told the pid reads that process's environment and command line: they are the server's own only from its exec on
+    select.select([executed], [], [], EXEC_S)
+    os.close(executed)
     _write(order["status"], status)
     return _watch(order, status, wake_read, rest)
 
@@ -62,13 +67,16 @@ def _first_line() -> tuple[bytes, bytes]:
     return line, rest
 
 
-def _launch(order: dict[str, Any], libc: Any) -> int:
+def _launch(order: dict[str, Any], libc: Any) -> tuple[int, int]:
+    """The server's pid, and a pipe that ends as soon as the server is executed or has failed to be."""
+    executed, executing = os.pipe()
     log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     parent = os.getpid()
     pid = os.fork()
     if pid:
         os.close(log)
-        return pid
+        os.close(executing)
+        return pid, executed
     try:
         os.setsid()
         libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # the reaper itself may be killed

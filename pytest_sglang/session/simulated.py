@@ -88,7 +88,7 @@ def open_rig(options: RunOptions, journal: Journal, progress: Callable[[str | No
 
     check_faults(options.faults)
     progress("SIMULATED rig: starting its server")
-    if options.simulated_dir is not None and (options.simulated_dir / "clock").exists():
+    if options.simulated_dir is not None and _made(options.simulated_dir):
         simulation = Simulation(SimulatedRig.open(options.simulated_dir), owned=False)
     else:
         directory = options.simulated_dir or Path(tempfile.mkdtemp(prefix="pytest-sglang-simulated-"))
@@ -97,13 +97,29 @@ def open_rig(options: RunOptions, journal: Journal, progress: Callable[[str | No
         if owned:
             context = {"call": "pytest_sglang.session.simulated:destroy", "argument": str(directory)}
             entry = journal.record("directory", str(directory), None, str(directory), context)
-        power = options.power_levels_w[0] if options.power_levels_w else None
-        simulation = Simulation(SimulatedRig.create(directory, power_w=power, faults=options.faults, speed=SPEED), owned=owned)
+        simulation = Simulation(_create(directory, options), owned=owned)
         simulation.entry = entry
         simulation.rig.start()
     _wait(simulation)
     progress(None)
     return simulation
+
+
+def _made(directory: Path) -> bool:
+    from pytest_sglang.simulator import config
+
+    return (directory / config.NAME).exists()
+
+
+def _create(directory: Path, options: RunOptions) -> Any:
+    """A rig whose owner has set the first power level; one that its cards cannot take is refused later, naming each card's range."""
+    from pytest_sglang.simulator.rig import SimulatedRig
+
+    power = options.power_levels_w[0] if options.power_levels_w else None
+    try:
+        return SimulatedRig.create(directory, power_w=power, faults=options.faults, speed=SPEED)
+    except ValueError:
+        return SimulatedRig.create(directory, faults=options.faults, speed=SPEED)
 
 
 def _wait(simulation: Simulation) -> None:

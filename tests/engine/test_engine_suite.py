@@ -149,6 +149,7 @@ def test_a_users_own_suite_on_a_real_sglang(engine: Path, tmp_path: Path) -> Non
     suite.mkdir()
     (suite / "test_mine.py").write_text(
         """
+import pytest
 
 
 @pytest.mark.min_throughput("20 tok/s")

@@ -186,7 +186,7 @@ def test_without_continuous_usage_the_events_are_the_clock_when_they_fit() -> No
     assert (answer.failure, answer.clock, answer.counts, answer.marks) == (None, "events", (1, 2, 3), (EXACT, EXACT, EXACT))
     merged = read("completions", 3, [*events, *closing], together=3)
     assert merged.counts == (1, 2, 3)
-    assert merged.marks == (EXACT, MERGED, MERGED)
+    assert merged.marks == (MERGED, MERGED, EXACT)
     shared = read("completions", 6, [*events, {"choices": [], "usage": {"completion_tokens": 6}}, b"[DONE]"])
     assert shared.counts == (2, 4, 6)
     assert set(shared.marks) == {MERGED}

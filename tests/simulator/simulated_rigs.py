@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 import subprocess
 import time
 from collections.abc import Callable
@@ -34,6 +35,25 @@ def up(rig: SimulatedRig, within_s: float = 20.0) -> None:
         return begun and b"fired up" in text[text.rfind(b"server_args=") :]
 
     wait(ready, within_s)
+
+
+def last_start(rig: SimulatedRig) -> str:
+    """Log of the start that was made last, from its argument echo on; "" = none yet but the one of long ago."""
+    starts = rig.log.read_text(encoding="utf-8").split("server_args=ServerArgs")
+    return "server_args=ServerArgs" + starts[-1] if len(starts) > 2 else ""
+
+
+def capture_s(log: str) -> float:
+    """Seconds of graph capture."""
+    match = re.search(r"Capture cuda graph end\. Time elapsed: ([\d.]+) s", log)
+    assert match is not None
+    return float(match[1])
+
+
+def form(line: str) -> str:
+    """A log line without its numbers, rank and stamp."""
+    line = re.sub(r"^\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d( TP\d)?\]", "[]", line)
+    return re.sub(r"\d+(\.\d+)?", "0", line)
 
 
 def ask(

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from pytest_sglang.simulator import faults, procs, tokens, wire
+from pytest_sglang.simulator.caches import Caches
 from pytest_sglang.simulator.clock import RigClock
 from pytest_sglang.simulator.config import Config
 from pytest_sglang.simulator.engine import Request
@@ -20,6 +21,12 @@ from pytest_sglang.simulator.metrics import Histogram, Metrics
 from pytest_sglang.simulator.rig import SimulatedRig, free_port
 from pytest_sglang.simulator.server import server_args
 from pytest_sglang.simulator.startup import CONTEXT
+
+
+@pytest.fixture(autouse=True)
+def _no_caches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thousand files that no test here looks at."""
+    monkeypatch.setattr(Caches, "fill", lambda _: None)
 
 
 def _config(tmp_path: Path, *names: str, at_once: bool = False) -> Config:
