@@ -37,6 +37,13 @@ def is_check(item: pytest.Item) -> bool:
     return any(True for mark in item.iter_markers() if mark.name in MARKERS) or not FIXTURES.isdisjoint(names)
 
 
+def written_at(item: pytest.Item) -> tuple[str, int, tuple[int, ...]]:
+    """File, line and place among its parameters: the order in which tests were written, which no shuffling plugin can take away."""
+    path, line, _ = item.location
+    callspec = getattr(item, "callspec", None)
+    return path, line or 0, tuple(callspec.indices.values()) if callspec is not None else ()
+
+
 class _Bad(Exception):
     """What is wrong with a marker, without the test's name."""
 

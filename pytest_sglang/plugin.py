@@ -17,6 +17,9 @@ ACTIVE: pytest.StashKey[Active] = pytest.StashKey()
 MISUSE: pytest.StashKey[pytest.UsageError] = pytest.StashKey()
 """The first misuse found while tests were made; pytest would tell it as an error inside their file, so it waits for their end."""
 
+PARALLEL = "sglang_check"
+"""Under this name an xdist worker tells the run that it has collected a check."""
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     from pytest_sglang import options
@@ -57,14 +60,28 @@ def pytest_collection_modifyitems(
 ) -> Generator[None, None, None]:
     from pytest_sglang import markers
 
-    if MISUSE in config.stash:
+    # another plugin may have shuffled them already (pytest-randomly does, when it is registered later)
+    before = sorted((item for item in items if markers.is_check(item)), key=markers.written_at)
+    if before and hasattr(config, "workeroutput"):
+        # xdist shows a usage error of its worker as a crash of itself: the worker offers nothing, and the run says why
+        config.workeroutput[PARALLEL] = before[0].nodeid
+        items.clear()
+        before = []
+    elif MISUSE in config.stash:
         raise config.stash[MISUSE]
-    before = [item for item in items if markers.is_check(item)]
     yield
     if before:
         from pytest_sglang.hooks import collect
 
         config.stash[ACTIVE] = collect.activate(config, before, items)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    check = (getattr(node, "workeroutput", None) or {}).get(PARALLEL)
+    if check is not None:
+        example = "pytest acceptance/ -p no:xdist"
+        raise pytest.UsageError(f"{check}: checks of a rig do not run in parallel: leave -n away (e.g. {example})")
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_sglang.hooks.active import Active
+from pytest_sglang.hooks.active import Active, Planned
+
+if TYPE_CHECKING:
+    from pytest_sglang.session.scope import CheckScope
 
 
 def adjust(active: Active, item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport) -> None:
@@ -69,6 +72,25 @@ def _record(active: Active, item: pytest.Item, call: pytest.CallInfo[None], repo
     report.sglang_marginal = check.marginal  # type: ignore[attr-defined]
     report.sglang_cells = summary.row_cells(check)  # type: ignore[attr-defined]
     active.recorder.write()
+    _benchmark(item, plan, scope)
+
+
+def _benchmark(item: pytest.Item, plan: Planned, scope: CheckScope) -> None:
+    """Rounds measured in this very check, for pytest-benchmark's table and JSON."""
+    from pytest_sglang.report import benchmark
+
+    level = "" if plan.power_w is None else f"{plan.power_w:g} W, "
+    for number, throughput in enumerate(scope.measured, 1):
+        streams = f"{throughput.streams} stream{'s' if throughput.streams > 1 else ''}"
+        again = f" ({number})" if number > 1 else ""
+        benchmark.feed(
+            getattr(item.config, "_benchmarksession", None),
+            name=f"{plan.spec.id} [{level}{streams}]{again}",
+            fullname=f"{item.nodeid}{again}",
+            group="sglang",
+            rounds=throughput.rounds,
+            extra_info=benchmark.extra_info(throughput),
+        )
 
 
 def _first_line(report: pytest.TestReport) -> str:

@@ -35,6 +35,8 @@ class ControlState(Value, frozen=True, kw_only=True):
     restarts: int | None = None
     """How often its owner restarted it by itself since it was started by hand."""
     detail: str = ""
+    stopping: bool | None = None
+    """Its owner has been asked to stop it and is at it; None = not told."""
     result: str = ""
     """How it ended: ``success``, ``exit-code``, ``signal``, ``oom-kill``, ``start-limit-hit`` ...; ``unreadable``: not known."""
     exit_code: int | None = None

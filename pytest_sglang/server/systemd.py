@@ -109,6 +109,7 @@ class Systemd:
             started_at=self._clock.from_monotonic(started_us / 1e6) if started_us else None,
             restarts=_number(shown.get("NRestarts")),
             detail=f"{active} ({sub})",
+            stopping=active == "deactivating",
             result=shown.get("Result", ""),
             exit_code=None if pid else _exit_code(shown),
         )

@@ -27,6 +27,9 @@ class Undoer(Protocol):
     def settle_s(self, entry: Entry) -> float:
         """Seconds after ``entry.at`` during which the change may still be under way although its owner is dead."""
 
+    def under_way(self, entry: Entry) -> bool:
+        """Whether, within that time, the old value that stands now may still become the new one. May raise UndoError."""
+
     def present(self, entry: Entry) -> Any:
         """The value that stands now. Raises UndoError where that cannot be told."""
 
@@ -55,6 +58,10 @@ class Change:
     def settle_s(self, entry: Entry) -> float:
         """Nothing is under way once its owner is dead."""
         return 0.0
+
+    def under_way(self, entry: Entry) -> bool:
+        """Not known, so it may."""
+        return True
 
     def same(self, value: Any, present: Any) -> bool:
         """Equal."""

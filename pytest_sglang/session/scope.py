@@ -29,6 +29,8 @@ class CheckScope:
         self.deployment, self.spec, self.wanted, self.power_w = deployment, spec, wanted, power_w
         self.startups: list[Startup] = []
         self.throughputs: list[Throughput] = []
+        self.measured: list[Throughput] = []
+        """Those of them that were measured in this very check, and not taken over from an earlier one."""
         self.judgements: list[Judgement] = []
         self.observed: dict[str, Measurement] = {}
         self.not_checked: str | None = None

@@ -98,8 +98,10 @@ class SglangServer:
         self._nobody_else()
         deployment = self._deployment
         if not deployment.controller.run_owned and deployment.stopped_entry is None:
+            # the pid tells, when the run has died, a server that is still to stop from one that was started again
+            found = {"active": True, "pid": deployment.controller.state().pid}
             deployment.stopped_entry = deployment.journal.record(
-                "server", deployment.controller.subject, {"active": True}, {"active": False}, deployment.controller.description()
+                "server", deployment.controller.subject, found, {"active": False}, deployment.controller.description()
             )
         deployment.progress(f"stopping {deployment.controller.subject}")
         deployment.controller.stop(deployment.stop_grace_s)
@@ -247,6 +249,7 @@ class SglangServer:
         self._throughputs[level] = result
         if scope is not None:
             scope.throughputs.append(result)
+            scope.measured.append(result)
         return result
 
     def come_back(self) -> None:

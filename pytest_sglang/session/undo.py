@@ -183,9 +183,10 @@ class _Undoing:
         if until - time.time() > INLINE_SETTLE_S and not rebooted(entry):
             try:
                 present = bounded(lambda: undoing.present(entry), undoing.limit_s)
+                later = changes.judge(entry, undoing, present)[0] == "nothing to do" and _under_way(entry, undoing)
             except Exception as error:
                 return self._failed(entry, error)
-            if changes.judge(entry, undoing, present)[0] == "nothing to do":
+            if later:
                 self._later.append((entry, undoing))
                 self._stuck.add((entry.kind, entry.target))
                 return False
@@ -197,7 +198,8 @@ class _Undoing:
             while True:
                 action, detail = bounded(lambda: changes.act(entry, undoing), undoing.limit_s)
                 # a clock that was set back must not make this wait for ever
-                if action != "nothing to do" or not time.time() < until < time.time() + 600 or rebooted(entry):
+                waiting = time.time() < until < time.time() + 600 and not rebooted(entry)
+                if action != "nothing to do" or not waiting or not _under_way(entry, undoing):
                     return self._close(entry, action, detail)
                 time.sleep(LOOK_EVERY_S)
         except Exception as error:
@@ -250,6 +252,10 @@ def _foresee(file: JournalFile) -> Iterator[Outcome]:
             assumed[subject] = entry.before
             removed += [entry.target] if entry.kind == "directory" else []
         yield Outcome(entry, action, detail)
+
+
+def _under_way(entry: Entry, undoing: Undoer) -> bool:
+    return bounded(lambda: undoing.under_way(entry), undoing.limit_s)
 
 
 def rebooted(entry: Entry) -> bool:

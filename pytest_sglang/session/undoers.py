@@ -89,6 +89,8 @@ class Server(Change):
     limit_s = 130.0
     stop_under_way_s = 75.0
     """SGLang drains before it ends, and the run grants 60 s before SIGKILL: so long after the entry it may still be stopping."""
+    asked_within_s = 8.0
+    """A stop whose tool was started just before the run died reaches the service manager within this time."""
     grace_s = 5.0
     start_looks_s = 8.0
 
@@ -101,6 +103,18 @@ class Server(Change):
     def settle_s(self, entry: Entry) -> float:
         """A stop goes on in the service manager when the run that asked for it is dead."""
         return self.stop_under_way_s if _active(entry.before) else 3.0
+
+    def under_way(self, entry: Entry) -> bool:
+        """Not where another process serves already than the one that was to be stopped, or where nobody is stopping it."""
+        if not _active(entry.before):
+            return True
+        state = self._controller.state()
+        before = entry.before.get("pid") if isinstance(entry.before, Mapping) else None
+        if not state.active:
+            return True  # stopped in this very moment: look again
+        if None not in (before, state.pid) and state.pid != before:
+            return False
+        return state.stopping is not False or time.time() < entry.at + self.asked_within_s
 
     def present(self, entry: Entry) -> dict[str, bool]:
         """Whether the server's process lives, by its controller. Not seen is not the same as stopped."""

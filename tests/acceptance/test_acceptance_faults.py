@@ -2,39 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from faults import CAUSES, TABLE, verdicts
+from suite import run_suite
 
-ROOT = Path(__file__).resolve().parents[2]
 IN_CI = ("slow-decode", "power-limit-lost", "nvlink-dead", "cache-cold", "dies-loading", "early-stop")
-
-
-def run_suite(folder: Path, *arguments: str, timeout_s: float = 240) -> tuple[subprocess.CompletedProcess[str], dict]:
-    environment = {**os.environ, "PYTEST_SGLANG_STATE_DIR": str(folder / "state"), "COLUMNS": "100"}
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pytest",
-            str(ROOT / "acceptance"),
-            "--rig=simulated",
-            f"--sglang-report-dir={folder / 'reports'}",
-            *arguments,
-        ],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=timeout_s,
-    )
-    runs = list((folder / "reports").glob("*/run.json"))
-    return done, json.loads(runs[0].read_text()) if runs else {}
 
 
 @pytest.mark.parametrize("fault", [*IN_CI])

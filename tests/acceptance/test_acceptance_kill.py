@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from pytest_sglang.simulator.rig import SimulatedRig
+from pytest_sglang.simulator.unit import Unit
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -24,22 +25,15 @@ def rig(tmp_path: Path) -> Iterator[SimulatedRig]:
     """A simulated rig that belongs to an owner, not to the run: warm and serving at 300 W."""
     rig = SimulatedRig.create(tmp_path / "rig", power_w=300)
     rig.start()
-    deadline = time.monotonic() + 60
-    while not rig.serving():
-        assert time.monotonic() < deadline, rig.log.read_text()[-2000:]
-        time.sleep(0.05)
+    serves_again(rig)
     yield rig
     rig.destroy()
 
 
 def cache_files(rig: SimulatedRig) -> dict[str, bytes]:
     """Every file of the rig's caches, with its content."""
-    found = {}
-    for name in rig.cache_paths():
-        for path in Path(name).rglob("*"):
-            if path.is_file():
-                found[str(path)] = path.read_bytes()
-    return found
+    places = (rig.config.triton_dir, rig.config.inductor_dir)
+    return {str(path): path.read_bytes() for place in places for path in place.rglob("*") if path.is_file()}
 
 
 def start_run(rig: SimulatedRig, folder: Path, *arguments: str) -> subprocess.Popen[str]:
@@ -71,27 +65,46 @@ def wait_for(what: Callable[[], object], seconds: float, run: subprocess.Popen[s
         time.sleep(0.02)
 
 
+def journals(folder: Path) -> list[Path]:
+    return list((folder / "state" / "journal").glob("*.jsonl"))
+
+
 def journal_kinds(folder: Path) -> list[str]:
-    lines = [line for path in (folder / "state" / "journal").glob("*.jsonl") for line in path.read_text().splitlines()]
+    lines = [line for path in journals(folder) for line in path.read_text().splitlines()]
     return [entry.get("kind", "") for entry in map(json.loads, lines) if entry.get("line") == "change"]
 
 
-def descendants(pid: int) -> list[psutil.Process]:
-    return psutil.Process(pid).children(recursive=True)
+def of_the_run(folder: Path, rig: SimulatedRig) -> list[psutil.Process]:
+    """Every process that has the run's state directory in its environment: pytest, its children, its guard. The unit's own are the owner's."""
+    unit = Unit(rig.config).state()
+    mark = str(folder / "state")
+    found = []
+    for each in psutil.process_iter():
+        try:
+            if each.pid not in (unit.main_pid, unit.watcher_pid) and each.environ().get("PYTEST_SGLANG_STATE_DIR") == mark:
+                found.append(each)
+        except psutil.Error:
+            continue
+    return found
 
 
 def kill_and_wait(run: subprocess.Popen[str], folder: Path, rig: SimulatedRig) -> None:
-    """SIGKILL to pytest alone, then at most 10 s for the guard."""
-    server = rig.state()
-    children = [each for each in descendants(run.pid) if each.pid != server.pid]
+    """SIGKILL to pytest alone; 10 s later nothing of the run is alive and nothing is left in the journal."""
+    assert len(of_the_run(folder, rig)) >= 2, "pytest and its guard"
     os.kill(run.pid, signal.SIGKILL)
     run.wait()
-    gone, alive = psutil.wait_procs(children, timeout=10)
-    assert not [each for each in alive if each.is_running() and each.status() != psutil.STATUS_ZOMBIE], alive
     deadline = time.monotonic() + 10
-    while any((folder / "state" / "journal").glob("*.jsonl")) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not list((folder / "state" / "journal").glob("*.jsonl")), "the journal is not empty"
+    while (left := (of_the_run(folder, rig), journals(folder))) != ([], []):
+        assert time.monotonic() < deadline, (left, *[path.read_text() for path in left[1]])
+        time.sleep(0.1)
+
+
+def serves_again(rig: SimulatedRig) -> None:
+    """A start takes its time: it has begun when the run's changes are undone, and ends later."""
+    deadline = time.monotonic() + 30
+    while not rig.serving():
+        assert time.monotonic() < deadline, rig.log.read_text()[-2000:]
+        time.sleep(0.1)
 
 
 def requested_limits(rig: SimulatedRig) -> list[int]:
@@ -114,16 +127,19 @@ def test_killed_in_a_measurement_the_power_level_comes_back(rig: SimulatedRig, t
     assert len([check for check in record["checks"] if check["verdict"] == "pass"]) >= 3
 
 
-def test_killed_in_a_restart_the_owners_server_serves_again(rig: SimulatedRig, tmp_path: Path) -> None:
-    before = rig.state().pid
+@pytest.mark.parametrize("moment", ["stopping", "stopped", "starting"])
+def test_killed_in_a_restart_the_owners_server_serves_again(rig: SimulatedRig, tmp_path: Path, moment: str) -> None:
+    before = rig.state()["main_pid"]
+    moments = {
+        "stopping": lambda: "server" in journal_kinds(tmp_path) and rig.state()["active"] == "deactivating",
+        "stopped": lambda: rig.state()["active"] == "inactive",
+        "starting": lambda: rig.state()["main_pid"] not in (0, before),
+    }
     run = start_run(rig, tmp_path, "--power=300", "-k", "gpu_identity or power_limit or server_identity or ready or warm_restart")
-    wait_for(lambda: "server" in journal_kinds(tmp_path), 60, run, tmp_path)
+    wait_for(moments[moment], 60, run, tmp_path)
     kill_and_wait(run, tmp_path, rig)
-    deadline = time.monotonic() + 30
-    while not rig.serving() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert rig.serving()
-    assert rig.state().pid != before
+    serves_again(rig)
+    assert rig.state()["main_pid"] != before
 
 
 def test_killed_with_the_caches_aside_they_come_back_byte_for_byte(rig: SimulatedRig, tmp_path: Path) -> None:
@@ -133,15 +149,12 @@ def test_killed_with_the_caches_aside_they_come_back_byte_for_byte(rig: Simulate
     wait_for(lambda: journal_kinds(tmp_path).count("server") == 2, 90, run, tmp_path)
     time.sleep(1.0)
     kill_and_wait(run, tmp_path, rig)
-    deadline = time.monotonic() + 30
-    while not rig.serving() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert rig.serving()
+    serves_again(rig)
     now = cache_files(rig)
     assert {path: now.get(path) for path in original} == original
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
 def test_a_signal_takes_the_clean_way_out(rig: SimulatedRig, tmp_path: Path, number: signal.Signals) -> None:
     run = start_run(rig, tmp_path, "--power=250", "-k", "power_limit or server_identity or ready or decode")
     wait_for(lambda: list((tmp_path / "reports").glob("*/rounds.jsonl")), 60, run, tmp_path)

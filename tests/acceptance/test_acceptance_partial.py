@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from test_acceptance_faults import run_suite
+from suite import run_suite
 
 QUICK = "--sglang-level=1"
 

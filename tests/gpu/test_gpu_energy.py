@@ -66,7 +66,7 @@ def test_window_tells_joules_watts_temperature_reasons_and_series(tmp_path):
     assert path.exists()
     assert not path.with_suffix(".err").exists()
     rate = len([line for line in path.read_text().splitlines() if line.startswith('["f"')]) / (window.end_s - window.begin_s)
-    assert 12 < rate < 30
+    assert 5 < rate < 30
 
 
 def test_temporary_samples_are_gone_afterwards_and_results_stay():
@@ -147,7 +147,7 @@ def test_sampler_survives_ctrl_c_and_ends_with_its_run(tmp_path):
     )
     try:
         child = psutil.Process(int(parent.stdout.readline()))
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 30
         while not (tmp_path / "w.jsonl").exists() and time.monotonic() < deadline:
             time.sleep(0.02)
         os.kill(child.pid, signal.SIGINT)
@@ -155,7 +155,7 @@ def test_sampler_survives_ctrl_c_and_ends_with_its_run(tmp_path):
         assert child.is_running()
         parent.kill()
         parent.wait()
-        child.wait(5)
+        child.wait(20)
     finally:
         parent.kill()
         parent.wait()

@@ -7,11 +7,14 @@ import socket
 from pathlib import Path
 
 import pytest
+from plugin_modules import import_all
 
+import_all()
 CARDS = 'schema = 1\n[rig]\nname = "small"\n[[gpus]]\nindex = 0\n'
 SERVED = (
     CARDS + '[server]\nurl = "http://127.0.0.1:{port}"\nmodel = "/models/tiny"\ncommand = ["serve-it"]\n[start]\nwarm = "90 s"\n'
 )
+ALONE = ("-p", "no:cacheprovider", "-p", "pytest_sglang.plugin")
 ONE = 'import pytest\n@pytest.mark.sglang_check("gpu-identity")\ndef test_cards(gpu_power): ...\n'
 SHUFFLED = """
 import pytest
@@ -78,7 +81,9 @@ def pytest_unconfigure(config):
 
 @pytest.fixture
 def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
+    """A project in which this plugin is the only one."""
     monkeypatch.setenv("PYTEST_SGLANG_STATE_DIR", str(pytester.path / "state"))
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     return pytester
 
 
@@ -93,7 +98,7 @@ def free_port() -> int:
 
 
 def run(project: pytest.Pytester, *options: str) -> pytest.RunResult:
-    return project.runpytest_inprocess("-p", "no:cacheprovider", *options)
+    return project.runpytest_inprocess(*ALONE, *options)
 
 
 def names(done: pytest.RunResult) -> list[str]:
@@ -107,7 +112,7 @@ def refusal(done: pytest.RunResult) -> str:
     return done.stderr.str().removeprefix("ERROR: ").strip()
 
 
-@pytest.mark.parametrize("options", [("-p", "no:randomly"), *((f"--randomly-seed={seed}",) for seed in (1, 2, 3))])
+@pytest.mark.parametrize("options", [(), *(("-p", "pytest_randomly", f"--randomly-seed={seed}") for seed in (1, 2, 3, 4, 5, 6))])
 def test_stages_keep_their_order_whatever_is_shuffled(project: pytest.Pytester, options: tuple[str, ...]) -> None:
     pytest.importorskip("pytest_randomly")
     rig(project, SERVED.format(port=free_port()))
@@ -121,14 +126,14 @@ def test_a_hook_that_turns_the_order_round_has_no_say(project: pytest.Pytester) 
         "import pytest\n@pytest.hookimpl(trylast=True)\ndef pytest_collection_modifyitems(items): items.reverse()\n"
     )
     project.makepyfile(test_shuffled=SHUFFLED)
-    assert names(run(project, "--collect-only", "-q", "--power=250,300", "-p", "no:randomly")) == ORDER
+    assert names(run(project, "--collect-only", "-q", "--power=250,300")) == ORDER
 
 
 def test_the_plan_tells_the_same_order_and_runs_nothing(project: pytest.Pytester) -> None:
     rig(project, SERVED.format(port=free_port()))
     project.makepyfile(test_shuffled=SHUFFLED.replace("...", "open('ran', 'w')"))
     done = run(project, "--sglang-plan", "--power=250,300")
-    assert done.ret == pytest.ExitCode.NO_TESTS_COLLECTED or done.ret == pytest.ExitCode.OK
+    assert done.ret == pytest.ExitCode.OK
     lines = [line[4:].partition(":")[0] for line in done.stdout.lines if line.startswith(("  + ", "  - "))]
     assert lines[:3] != []
     assert {"gpu-identity", "power-limit at 250 W", "rate at 300 W", "restarts", "last"} <= set(lines)
@@ -142,26 +147,18 @@ def test_looking_at_the_tests_touches_nothing(project: pytest.Pytester, monkeypa
     """Watched by an audit hook from inside: no file written, no process, no connection, no driver library."""
     monkeypatch.setenv("WATCHED", str(project.path / "watched.json"))
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
-    monkeypatch.delenv("COV_CORE_SOURCE", raising=False)
     rig(project, SERVED.format(port=free_port()))
     project.makeconftest(WATCH)
     project.makepyfile(test_shuffled=SHUFFLED)
-    quiet = ("-p", "no:cacheprovider", "-p", "no:benchmark", "-p", "no:randomly", "--capture=no")
-    done = project.runpytest_subprocess(mode, "--power=250", "--sglang-allow-cold", "--sglang-set-power", *quiet)
-    assert done.ret in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED), done.stderr.str()
+    changing = ("--power=250", "--sglang-allow-cold", "--sglang-set-power")
+    done = project.runpytest_subprocess(mode, *changing, *ALONE, "--capture=no")
+    assert done.ret == pytest.ExitCode.OK, done.stderr.str()
     watched = json.loads((project.path / "watched.json").read_text())
     ours = [each for each in watched["touched"] if not _pytests_own(each)]
     assert ours == []
     assert watched["libraries"] == []
-    assert sorted(each.name for each in project.path.iterdir() if each.name not in PYTESTER) == [
-        "conftest.py",
-        "rig.toml",
-        "test_shuffled.py",
-        "watched.json",
-    ]
-
-
-PYTESTER = ("stdout", "stderr", "__pycache__", ".benchmarks")
+    made = {each.name for each in project.path.iterdir() if not each.name.startswith(("std", "runpytest-"))}
+    assert made == {"conftest.py", "rig.toml", "test_shuffled.py", "watched.json"}
 
 
 def _pytests_own(event: list[str]) -> bool:
@@ -185,7 +182,7 @@ def test_two_tests_of_the_same_name_are_told_apart(project: pytest.Pytester) -> 
     test = "import pytest\n@pytest.mark.needs_restart\ndef test_mine(): ...\n"
     for module in ("test_here", "test_there"):
         project.makepyfile(**{module: test})
-    done = run(project, "--sglang-plan", "-p", "no:randomly")
+    done = run(project, "--sglang-plan")
     done.stdout.fnmatch_lines(["  ? mine: *", "  ? mine:test_mine: *"])
 
 
@@ -194,7 +191,7 @@ def test_parameters_of_one_check_are_told_apart(project: pytest.Pytester) -> Non
     project.makepyfile(
         test_many='import pytest\n@pytest.mark.sglang_check("mine")\n@pytest.mark.parametrize("n", [1, 2])\ndef test_it(n): ...\n'
     )
-    done = run(project, "--sglang-plan", "-p", "no:randomly")
+    done = run(project, "--sglang-plan")
     done.stdout.fnmatch_lines(["  ? mine: *", "  ? mine:test_it[[]2]: *"])
 
 
@@ -224,25 +221,32 @@ def test_a_deselected_check_is_told(project: pytest.Pytester) -> None:
     done.stdout.fnmatch_lines(["  + gpu-identity: read only", "  - mine: not checked, deselected"])
 
 
-@pytest.mark.parametrize(
-    ("options", "test", "says"),
-    [
-        (("-n", "2"), ONE, "checks of a rig do not run in parallel: leave -n away"),
-        (("--reruns", "2"), ONE, "a check of a rig is not rerun until it passes: leave --reruns away"),
-        (
-            (),
-            ONE.replace("def", "@pytest.mark.flaky\ndef"),
-            "test_one.py::test_cards: a check of a rig is not rerun until it passes",
-        ),
-    ],
-)
-def test_parallel_runs_and_reruns_are_refused(project: pytest.Pytester, options: tuple[str, ...], test: str, says: str) -> None:
-    if options:
-        pytest.importorskip("xdist" if options[0] == "-n" else "pytest_rerunfailures")
+def test_parallel_runs_are_refused(project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("xdist")
+    monkeypatch.delenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD")
+    rig(project, CARDS)
+    project.makepyfile(test_one=ONE)
+    done = project.runpytest_subprocess("-p", "no:cacheprovider", "-n", "1")
+    assert "test_one.py::test_cards: checks of a rig do not run in parallel: leave -n away" in refusal(done)
+    assert "INTERNALERROR" not in done.stdout.str()
+
+
+def test_tests_of_others_still_run_in_parallel(project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("xdist")
+    monkeypatch.delenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD")
+    project.makepyfile(test_one="def test_stranger(): ...\n")
+    project.runpytest_subprocess("-p", "no:cacheprovider", "-n", "1").assert_outcomes(passed=1)
+
+
+@pytest.mark.parametrize("marked", [False, True])
+def test_reruns_are_refused(project: pytest.Pytester, marked: bool) -> None:
+    pytest.importorskip("pytest_rerunfailures")
     rig(project, CARDS)
     project.makeini("[pytest]\nmarkers = flaky: for the test that needs it\n")
-    project.makepyfile(test_one=test)
-    assert refusal(run(project, "--sglang-plan", *options)).startswith(says)
+    project.makepyfile(test_one=ONE.replace("def", "@pytest.mark.flaky\ndef") if marked else ONE)
+    said = refusal(run(project, "--sglang-plan", *(() if marked else ("-p", "pytest_rerunfailures", "--reruns=2"))))
+    assert "a check of a rig is not rerun until it passes" in said
+    assert ("test_one.py::test_cards" in said) == marked
 
 
 def test_without_rig_file_and_hardware_one_message_says_what_was_looked_for(project: pytest.Pytester) -> None:
@@ -297,7 +301,7 @@ def test_a_level_that_at_power_excludes_leaves_a_skip_with_its_reason(project: p
         test_one="import pytest\n@pytest.mark.at_power(390)\ndef test_it(power_level_w): ...\n"
         "@pytest.mark.at_power(250, 390)\ndef test_both(power_level_w): ...\n"
     )
-    assert names(run(project, "--collect-only", "-q", "--power=250", "-p", "no:randomly")) == [
+    assert names(run(project, "--collect-only", "-q", "--power=250")) == [
         "test_it[no-level]",
         "test_both[250W]",
     ]

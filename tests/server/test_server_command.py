@@ -21,7 +21,7 @@ from pytest_sglang.server.control import ControlError
 Fake = Callable[..., Command]
 
 
-def _until(true: Callable[[], object], within_s: float = 5.0) -> bool:
+def _until(true: Callable[[], object], within_s: float = 20.0) -> bool:
     deadline = time.monotonic() + within_s
     while time.monotonic() < deadline:
         if true():
@@ -39,7 +39,7 @@ def test_a_command_runs_until_it_is_stopped_and_leaves_nothing(fake: Fake, port:
     state = command.state()
     assert state.active
     assert state.pid is not None
-    assert state.started_at == pytest.approx(before, abs=2)
+    assert state.started_at == pytest.approx(before, abs=5)
     assert "fake_sglang.py" in " ".join(command.argv())
     assert _until(lambda: len(psutil.Process(state.pid).children()) == 1)
     tree = [psutil.Process(state.pid), *psutil.Process(state.pid).children()]

@@ -76,7 +76,7 @@ class DeadJournal(Journal):
         return self.open
 
 
-def until(condition: Callable[[], object], limit_s: float = 10.0) -> float:
+def until(condition: Callable[[], object], limit_s: float = 30.0) -> float:
     """Wait until ``condition()`` is true; the seconds that it took. Fails the test when it takes longer."""
     begin = time.monotonic()
     while not condition():

@@ -90,7 +90,8 @@ def put(value):
 with open(folder + "/calls", "a") as file: file.write(words[0] + "\\n")
 if words[0] == "show":
     if os.path.exists(folder + "/broken"): sys.exit("Failed to connect to bus")
-    print("LoadState=loaded", "ActiveState=" + get(), "SubState=running", "MainPID=0", sep="\\n")
+    pid = open(folder + "/pid").read() if os.path.exists(folder + "/pid") else "0"
+    print("LoadState=loaded", "ActiveState=" + get(), "SubState=running", "MainPID=" + pid, sep="\\n")
     print("Type=simple", "TimeoutStopUSec=10s", sep="\\n")
 elif words[0] == "start":
     if os.path.exists(folder + "/refuses"): sys.exit("Access denied")

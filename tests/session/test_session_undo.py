@@ -191,12 +191,12 @@ def test_an_undo_without_effect_is_a_failure(state: Path, dials: list[Path]) -> 
 
 def test_a_look_that_hangs_is_given_up_and_the_others_are_undone(state: Path, dials: list[Path]) -> None:
     journal = dead_journal(state)
-    for path, context in ((dials[0], {}), (dials[1], {"hang_s": 3.0, "limit_s": 0.2})):
+    for path, context in ((dials[0], {}), (dials[1], {"hang_s": 20.0, "limit_s": 0.2})):
         journal.record(DIAL, str(path), read_dial(path), 250, context)
         set_dial(path, 250)
     begin = time.monotonic()
     outcomes = undo(state)
-    assert time.monotonic() - begin < 2.0
+    assert time.monotonic() - begin < 10.0
     assert actions(outcomes) == [(2, "failed"), (1, "undone")]
     assert "no answer within 0 s" in outcomes[0].detail
 
@@ -246,7 +246,7 @@ def test_a_long_wait_that_cannot_be_looked_at_fails_at_once(state: Path, dials: 
     dials[0].unlink()
     begin = time.monotonic()
     assert actions(undo(state)) == [(1, "failed")]
-    assert time.monotonic() - begin < 2.0
+    assert time.monotonic() - begin < 30.0
 
 
 def test_a_settling_time_that_is_over_is_not_waited_for(state: Path, dials: list[Path]) -> None:
@@ -254,15 +254,15 @@ def test_a_settling_time_that_is_over_is_not_waited_for(state: Path, dials: list
     set_dial(dials[0], 350)
     begin = time.monotonic()
     assert actions(undo(state)) == [(1, "nothing to do")]
-    assert time.monotonic() - begin < 1.0
+    assert time.monotonic() - begin < 30.0
 
 
 def test_a_clock_that_was_set_back_does_not_make_it_wait_for_ever(state: Path, dials: list[Path]) -> None:
-    rewrite(leave(state, (dials[0], 350, 250), context={"settle_s": 4.0}), at=time.time() + 86400)
+    rewrite(leave(state, (dials[0], 350, 250), context={"settle_s": 60.0}), at=time.time() + 86400)
     set_dial(dials[0], 350)
     begin = time.monotonic()
     assert actions(undo(state)) == [(1, "nothing to do")]
-    assert time.monotonic() - begin < 2.0
+    assert time.monotonic() - begin < 30.0
 
 
 def test_two_processes_undo_a_run_once(state: Path, dials: list[Path]) -> None:

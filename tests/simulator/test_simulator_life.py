@@ -149,9 +149,9 @@ def test_wrong_model_early_stop_slow_decode_a_dead_bridge_and_a_drain(make: Make
     assert ask(rig, "/v1/models")[0] == ask(rig, "/v1/models", key="wrong")[0] == 401
     assert json.loads(ask(rig, "/v1/models")[2]) == {"error": "Unauthorized"}
     assert json.loads(ask(rig, "/v1/models", key="secret")[2])["data"][0]["id"] == "/models/home-32b-gptq"
-    body = {"input_ids": [1, 2], "sampling_params": {"max_new_tokens": 43, "ignore_eos": True}}
+    body = {"input_ids": [1, 2], "sampling_params": {"max_new_tokens": 23, "ignore_eos": True}}
     made = json.loads(ask(rig, "/generate", body, key="secret")[2])["meta_info"]
-    assert (made["completion_tokens"], made["finish_reason"]) == (40, {"type": "stop", "matched": 2})
+    assert (made["completion_tokens"], made["finish_reason"]) == (20, {"type": "stop", "matched": 2})
     assert made["decode_throughput"] == pytest.approx(39.0 * 0.8, rel=0.035)
     assert "api_key='secret'" in last_start(rig)
     a_stop_lets_running_requests_finish(rig, body)
@@ -159,7 +159,7 @@ def test_wrong_model_early_stop_slow_decode_a_dead_bridge_and_a_drain(make: Make
 
 def a_stop_lets_running_requests_finish(rig: SimulatedRig, body: dict[str, Any]) -> None:
     """While one is running: health says 503, the request gets all its tokens, then the unit is inactive."""
-    body["sampling_params"]["max_new_tokens"] = 43
+    body["sampling_params"]["max_new_tokens"] = 33
     code = "import http.client, json, sys; c = http.client.HTTPConnection('127.0.0.1', int(sys.argv[1]));"
     code += "c.request('POST', '/generate', sys.argv[2], {'Authorization': 'Bearer secret'});"
     code += "print(json.load(c.getresponse())['meta_info']['completion_tokens'])"
@@ -169,7 +169,7 @@ def a_stop_lets_running_requests_finish(rig: SimulatedRig, body: dict[str, Any])
     wait(lambda: rig.state()["active"] == "deactivating")
     wait(lambda: "SIGTERM received" in last_start(rig))
     assert ask(rig, "/health")[0] == 503
-    assert client.communicate(timeout=20)[0] == "40\n"
+    assert client.communicate(timeout=20)[0] == "30\n"
     assert stopping.wait(20) == 0
     assert "Remaining number of requests 1" in rig.log.read_text()
     stopped = {"ActiveState": "inactive", "SubState": "dead", "MainPID": "0", "Result": "success"}
