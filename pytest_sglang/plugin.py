@@ -73,7 +73,9 @@ def pytest_collection_modifyitems(
     if before:
         from pytest_sglang.hooks import collect
 
-        config.stash[ACTIVE] = collect.activate(config, before, items)
+        active = collect.activate(config, before, items)
+        if active is not None:
+            config.stash[ACTIVE] = active
 
 
 @pytest.hookimpl(optionalhook=True)

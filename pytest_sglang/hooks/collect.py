@@ -44,14 +44,19 @@ def _power(config: pytest.Config) -> str | None:
     return value if value is not None else config.getini("sglang_power") or None
 
 
-def activate(config: pytest.Config, before: list[pytest.Item], items: list[pytest.Item]) -> Active:
-    """Read the rig file, order the checks, note what is not checked. Raises UsageError before anything is touched."""
+def activate(config: pytest.Config, before: list[pytest.Item], items: list[pytest.Item]) -> Active | None:
+    """Read the rig file, order the checks, note what is not checked. Raises UsageError before anything is touched.
+
+    None where tests are only listed and no rig file tells which of them are promised.
+    """
     from pytest_sglang.rig.load import RigError
     from pytest_sglang.session import promise
     from pytest_sglang.session.errors import SessionError
 
     refuse(config, before)
     settings = options.run_options(config)
+    if config.option.collectonly and not promise.named(settings):
+        return None
     try:
         rig = promise.resolve(settings)
     except (RigError, SessionError) as error:
@@ -60,13 +65,13 @@ def activate(config: pytest.Config, before: list[pytest.Item], items: list[pytes
     _unique(every)
     offered = {plan.spec.id for plan in every}
     left_out = promise.not_promised(rig, offered)
-    every = [plan for plan in every if plan.spec.id not in left_out]
+    every = sorted((plan for plan in every if plan.spec.id not in left_out), key=lambda plan: _place(plan, settings))
     chosen = set(items)
     kept = {plan.item: plan for plan in every if plan.item in chosen}
     active = Active(config, settings, rig, kept, every, not_promised=left_out)
     ours = set(before)
     others = [item for item in items if item not in ours]
-    items[:] = [plan.item for plan in sorted(kept.values(), key=lambda plan: _place(plan, settings))] + others
+    items[:] = [*kept, *others]
     _note_missing(active, offered, rig, settings)
     return active
 

@@ -37,6 +37,11 @@ def resolve(options: RunOptions) -> Rig:
     return rig
 
 
+def named(options: RunOptions) -> bool:
+    """Whether a rig file is named or lies in its usual place; nothing but the file system is looked at."""
+    return options.rig is not None or any((options.rootdir / place).is_file() for place in find.PLACES)
+
+
 def _path(options: RunOptions) -> Path:
     try:
         return find.find(options.rig, options.rootdir)

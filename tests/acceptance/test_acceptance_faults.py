@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import pytest
 from faults import CAUSES, TABLE, verdicts
@@ -11,9 +13,24 @@ from suite import run_suite
 IN_CI = ("slow-decode", "power-limit-lost", "nvlink-dead", "cache-cold", "dies-loading", "early-stop")
 
 
-@pytest.mark.parametrize("fault", [*IN_CI])
-def test_whole_suite_with_a_fault(fault: str, tmp_path: Path) -> None:
-    done, run = run_suite(tmp_path, "--power=250", f"--sglang-fault={fault}")
+AT_ONCE = 2
+"""Each run has a rig of its own and mostly waits; more at once would be measured by each other's load."""
+
+
+@pytest.fixture(scope="module")
+def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[Any]]]:
+    """The chosen faults' runs of the suite, under way."""
+    chosen = [
+        item.callspec.params["fault"] for item in request.session.items if item.path == request.path and hasattr(item, "callspec")
+    ]
+    folders = {fault: tmp_path_factory.mktemp(fault) for fault in chosen}
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        yield {fault: pool.submit(run_suite, folders[fault], "--power=250", f"--sglang-fault={fault}") for fault in chosen}
+
+
+@pytest.mark.parametrize("fault", IN_CI)
+def test_whole_suite_with_a_fault(fault: str, runs: dict[str, Future[Any]]) -> None:
+    done, run = runs[fault].result()
     assert verdicts(run) == TABLE[fault], done.stdout[-6000:]
     assert done.returncode == 1, done.stdout[-3000:]
     assert run["verdict"] == "fail"

@@ -247,7 +247,10 @@ def test_kill_9_in_the_middle_of_a_stop_brings_the_owners_server_back(
 
 @pytest.mark.parametrize(
     ("pid", "age_s"),
-    [pytest.param("4200", 1.0, id="another process serves already"), pytest.param("4100", 9.0, id="nobody was ever asked to stop it")],
+    [
+        pytest.param("4200", 1.0, id="another process serves already"),
+        pytest.param("4100", 9.0, id="nobody was ever asked to stop it"),
+    ],
 )
 def test_a_server_that_serves_again_is_not_watched_for_the_length_of_a_stop(
     state: Path, tmp_path: Path, pid: str, age_s: float
