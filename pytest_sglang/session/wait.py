@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -51,7 +52,8 @@ def _follow(
 
     controller = control.make(server, clock=clock, run_dir=scratch, systemctl=simulation.rig.systemctl if simulation else None)
     state = controller.state()
-    with ControlPlane(server.url, None) as plane:
+    key = os.environ.get(server.api_key_env) if server.api_key_env else None
+    with ControlPlane(server.url, key) as plane:
         if not state.active and plane.health() is None:
             raise Refused(
                 f"no start to follow: {controller.subject} is not running ({state.detail}) and {server.url} does not answer"

@@ -17,7 +17,7 @@ import pytest
 
 @pytest.mark.min_throughput("30 tok/s", power=250)
 def test_holds(sglang_server):
-    sglang_server.measure(output_tokens=32)
+    sglang_server.measure()
 
 
 @pytest.mark.xfail(reason="known to be slower", strict=True)
