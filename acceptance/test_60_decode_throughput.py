@@ -3,9 +3,8 @@
 import pytest
 
 
-@pytest.mark.min_throughput
 @pytest.mark.sglang_check("decode-throughput")
 def test_decode_throughput(sglang_check, sglang_server, power_level_w):
     """Decode throughput at this power level holds the promised rate, sustained over the rounds."""
-    throughput = sglang_server.measure()
-    sglang_check.judge_latency(throughput)
+    for streams in sglang_check.promised_streams():
+        sglang_check.judge_rows(sglang_server.measure(streams=streams))

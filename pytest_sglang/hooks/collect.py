@@ -127,13 +127,20 @@ def _note_missing(active: Active, offered: set[str], rig: Rig, settings: RunOpti
                 active.unchecked[(check_id, None)] = "not collected"
 
 
+def _ini(config: pytest.Config, name: str) -> bool:
+    try:
+        return str(config.getini(name) or "0").strip() not in ("", "0")
+    except (ValueError, KeyError):
+        return False
+
+
 def refuse(config: pytest.Config, items: list[pytest.Item]) -> None:
     """xdist and reruns: parallel workers on one rig spoil the measurement, a rerun turns a flaky rig green."""
     if getattr(config.option, "numprocesses", None) or getattr(config.option, "tx", None):
         raise pytest.UsageError("checks of a rig do not run in parallel: leave -n away (e.g. pytest acceptance/ -p no:xdist)")
     if hasattr(config, "workerinput"):
         raise pytest.UsageError("checks of a rig do not run on xdist workers: leave -n away")
-    if getattr(config.option, "reruns", None):
+    if getattr(config.option, "reruns", None) or getattr(config.option, "force_reruns", None) or _ini(config, "reruns"):
         raise pytest.UsageError("a check of a rig is not rerun until it passes: leave --reruns away")
     for item in items:
         if item.get_closest_marker("flaky") is not None:

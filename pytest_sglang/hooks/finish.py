@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import signal
+from typing import Any
+
 import pytest
 
 from pytest_sglang.hooks.active import Active
+from pytest_sglang.record.values import Finding
 
 
 def loop_ended(active: Active) -> None:
@@ -23,11 +27,16 @@ def close(active: Active, session: pytest.Session) -> None:
     if active.closed or active.recorder is None or active.deployment is None:
         return
     active.closed = True
-    interrupted = int(session.exitstatus) == pytest.ExitCode.INTERRUPTED
-    _tear_down_fixtures(session)
+    _hold_signals(active)
+    try:
+        _tear_down_fixtures(session)
+    except BaseException as error:
+        active.recorder.findings((Finding("teardown", "warn", "fixtures", f"{type(error).__name__}: {error}"),))
+        session.testsfailed += 1
     try:
         active.deployment.close()
     finally:
+        interrupted = active.interrupted or int(session.exitstatus) == pytest.ExitCode.INTERRUPTED
         active.recorder.as_left(active.deployment.as_left)
         verdict = active.recorder.verdict(require_all=active.options.require_all)
         session.exitstatus = _exit_code(session, verdict, interrupted)
@@ -36,6 +45,16 @@ def close(active: Active, session: pytest.Session) -> None:
     from pytest_sglang.hooks import page
 
     page.standalone(active)
+
+
+def _hold_signals(active: Active) -> None:
+    """While everything is put back an interrupt is noted and nothing more: SIGKILL is the guard's business."""
+
+    def note(number: int, frame: Any) -> None:
+        active.interrupted = True
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, note)
 
 
 def _tear_down_fixtures(session: pytest.Session) -> None:
@@ -48,7 +67,14 @@ def _exit_code(session: pytest.Session, verdict: str, interrupted: bool) -> int:
         return int(pytest.ExitCode.INTERRUPTED)
     if int(session.exitstatus) not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED):
         return int(session.exitstatus)
-    stats = getattr(session.config.pluginmanager.get_plugin("terminalreporter"), "stats", {})
-    if verdict == "fail" or stats.get("failed") or stats.get("error"):
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    stats = getattr(reporter, "stats", {})
+    inconclusive = len(stats.get("inconclusive", ()))
+    if (
+        verdict == "fail"
+        or stats.get("failed")
+        or stats.get("error")
+        or (reporter is not None and session.testsfailed > inconclusive)
+    ):
         return 1
     return {"pass": 0, "inconclusive": 6}[verdict]

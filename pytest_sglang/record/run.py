@@ -117,11 +117,11 @@ def plain(value: Any) -> Any:
 
 
 def verdict_of(checks: tuple[Check, ...]) -> Verdict:
-    """fail beats inconclusive beats pass; no check at all is inconclusive."""
+    """fail beats inconclusive beats pass; no check at all (expected failures are none) is inconclusive."""
     verdicts = {check.verdict for check in checks if not check.expected_failure}
     if "fail" in verdicts:
         return "fail"
-    if "inconclusive" in verdicts or not checks:
+    if "inconclusive" in verdicts or not verdicts:
         return "inconclusive"
     return "pass"
 

@@ -125,6 +125,18 @@ class Rig(Value, frozen=True, kw_only=True):
         """The declared NVLink state, which chooses the throughput row: a dead bridge never lowers a limit."""
         return self.nvlink is not None and bool(self.nvlink.pairs)
 
+    def rows(self, power_w: float | None) -> tuple[ThroughputRow, ...]:
+        """Every row that is promised at this power level for the declared NVLink state; a row of this level hides a general one."""
+        found: dict[tuple[int, str], ThroughputRow] = {}
+        for row in self.throughput:
+            if row.nvlink is not None and row.nvlink != self.declares_nvlink:
+                continue
+            if row.power_w is None or (power_w is not None and abs(row.power_w - power_w) <= 1.0):
+                key = (row.streams, row.quantity)
+                if key not in found or found[key].power_w is None:
+                    found[key] = row
+        return tuple(found.values())
+
     def row(self, power_w: float | None, streams: int = 1, quantity: Quantity | None = None) -> ThroughputRow | None:
         """The promised row for this power level and the declared NVLink state; None = "not promised", never invented."""
         for row in self.throughput:

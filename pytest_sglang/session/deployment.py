@@ -132,8 +132,9 @@ class Deployment:
         return 60.0
 
     def start_controller(self) -> None:
-        """Start through the controller; while caches are set aside this is itself a change that the guard would undo."""
-        if self.kernels.aside and self.controller.kind != "command" and self.started_entry is None:
+        """Start through the controller: a change of its own, for the guard to undo, where the server was found inactive or caches are aside."""
+        found_inactive = self.stopped_entry is None and not self.controller.state().active
+        if self.controller.kind != "command" and self.started_entry is None and (self.kernels.aside or found_inactive):
             self.started_entry = self.journal.record(
                 "server", self.controller.subject, {"active": False}, {"active": True}, self.controller.description()
             )
@@ -195,6 +196,19 @@ class Deployment:
 
         self.recorder.environment(fingerprint.take(self))
 
+    def require_this_machine(self) -> None:
+        """Raise Inconclusive where the promised server is another machine's: the cards here say nothing about it."""
+        from urllib.parse import urlsplit
+
+        from pytest_sglang.server.processes import is_local
+
+        if self.rig.server is not None and not is_local(urlsplit(self.rig.server.url).hostname or ""):
+            raise Inconclusive(f"{self.rig.server.url} is not served by this machine: its cards cannot be seen from here")
+
+    def answers(self) -> bool:
+        """Whether anything answers on the server's port."""
+        return self.plane.health() is not None
+
     @property
     def cache_faulty(self) -> bool:
         """A start that should have been warm compiled instead: then that start is no evidence for the cold promise."""
@@ -242,16 +256,40 @@ class Deployment:
             self.recorder.findings((Finding("survivor", "warn", self._controller.subject, str(error), "end it by hand"),))
 
     def _put_back(self) -> None:
+        """Each step on its own: what fails is told and left to the guard, and the others are put back all the same."""
         if "kernels" in self.__dict__:
-            self.kernels.put_back()
+            self._step("caches", self.kernels.put_back)
         if "power" in self.__dict__:
-            self.power.restore()
-        if self.stopped_entry is not None and self._controller is not None:
-            if not self._controller.state().active:
-                self._controller.start()
-                _settle(self._controller)
-            self.journal.resolve(self.stopped_entry.id, "started again")
-            self.stopped_entry = None
+            self._step("power limits", self.power.restore)
+        self._step("server", self._server_as_found)
+
+    def _step(self, subject: str, put_back: Callable[[], None]) -> None:
+        try:
+            put_back()
+        except Exception as error:
+            self.not_put_back(subject, f"{type(error).__name__}: {error}")
+
+    def not_put_back(self, subject: str, detail: str) -> None:
+        """A rig that is not as it was found: then the run is no pass."""
+        self.recorder.findings((Finding("not-put-back", "warn", subject, detail, "pytest-sglang undo"),))
+
+    def _server_as_found(self) -> None:
+        if self._controller is None:
+            return
+        if self.started_entry is not None and self.stopped_entry is None:
+            self._controller.stop(self.stop_grace_s)
+            self.journal.resolve(self.started_entry.id, "stopped again, as it was found")
+            self.started_entry = None
+        if self.stopped_entry is None:
+            return
+        if not self._controller.state().active:
+            self._controller.start()
+            _settle(self._controller)
+        if not self._controller.state().active:
+            self.not_put_back(self._controller.subject, f"it was running before and is not now: {self._controller.state().detail}")
+            return
+        self.journal.resolve(self.stopped_entry.id, "started again")
+        self.stopped_entry = None
 
 
 def _settle(controller: Controller) -> None:

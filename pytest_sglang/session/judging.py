@@ -84,12 +84,12 @@ def slow_start(startup: Startup, budget_s: float) -> str | None:
     return causes.slow_start(startup)
 
 
-def max_new_kernels(wanted: MaxNewKernels, scope: CheckScope) -> Judgement:
-    """New kernel names of the check's newest start."""
+def max_new_kernels(wanted: MaxNewKernels, scope: CheckScope) -> Judgement | None:
+    """New kernel names of the check's newest start; None where neither marker nor rig file names a limit: then nothing is promised."""
     start = scope.deployment.rig.start
     limit = wanted.limit if wanted.limit is not None else start.max_new_kernels if start is not None else None
     if limit is None:
-        return inconclusive("no limit for new kernels: neither the marker nor the rig file's [start] max_new_kernels names one")
+        return None
     if not scope.startups:
         return inconclusive("no start was made or judged in this test")
     return _count("new_kernels", scope.startups[-1], limit)
@@ -131,8 +131,9 @@ def compiled(startup: Startup, start: StartPromise, *, cold: bool, server: Any) 
         else:
             share = startup.capture_s / cold_start.capture_s
             out.append(limits.max_value("capture_share", share, start.warm_capture_share, unit=""))
-    if start.first_request_ratio is not None and startup.first_token_s is None:
-        out.append(inconclusive("first_request_ratio: the first request of this start was not measured"))
+    if start.first_request_ratio is not None:
+        # the confirming completion is not streamed, so its rate is no measure of the first request yet
+        out.append(inconclusive("first_request_ratio: the first request is not compared with the steady state by this version"))
     return out
 
 
@@ -161,14 +162,39 @@ def rate(wanted: MinThroughput, scope: CheckScope) -> Judgement | None:
     row = scope.row(wanted.streams, wanted.quantity)
     limit = wanted.min_tok_s if wanted.min_tok_s is not None else row.min_tok_s if row is not None else None
     quantity = wanted.quantity or (row.quantity if row is not None and wanted.min_tok_s is None else "decode")
-    level = "" if scope.power_w is None else f" at {scope.power_w:g} W"
     if measured is None:
         return inconclusive(f"no throughput of {wanted.streams} stream(s) was measured in this test")
     if limit is None and row is not None and (row.max_ttft_s is not None or row.max_itl_p99_s is not None):
         return None
     if limit is None:
-        shown = "nothing" if measured.decode_tok_s is None else units.show(measured.decode_tok_s, "tok/s")
-        return inconclusive(f"no promise{level}: measured {shown}")
+        return no_promise(measured, scope.power_w)
+    return rate_of_row(measured, limit, quantity, scope)
+
+
+def has_rate_or_latency(row: ThroughputRow) -> bool:
+    """The row promises more than energy."""
+    return any(each is not None for each in (row.min_tok_s, row.max_ttft_s, row.max_itl_p99_s))
+
+
+def no_promise(measured: Throughput, power_w: float | None) -> Judgement:
+    """Measured, shown, and no limit invented."""
+    level = "" if power_w is None else f" at {power_w:g} W"
+    shown = "nothing" if measured.decode_tok_s is None else units.show(measured.decode_tok_s, "tok/s")
+    return inconclusive(f"no promise{level}: measured {shown}")
+
+
+def unsound(measured: Throughput) -> str | None:
+    """Why nothing may be claimed from a measurement: requests failed, or too few rounds are left."""
+    if measured.failed:
+        return f"{measured.failed} failed request(s)"
+    if len(measured.rounds) < limits.MIN_ROUNDS:
+        told = ", ".join(f"{count} x {reason}" for reason, count in measured.failures.items())
+        return f"too few rounds ({len(measured.rounds)})" + (f": {told}" if told else "")
+    return None
+
+
+def rate_of_row(measured: Throughput, limit: float, quantity: Any, scope: CheckScope) -> Judgement:
+    """A measured rate against one limit, with the likely cause where it is broken."""
     workload = scope.deployment.rig.workload
     return limits.min_throughput(
         measured,
@@ -196,15 +222,18 @@ def slow_decode(measured: Throughput, limit: float, quantity: str, scope: CheckS
 def latency(measured: Throughput, row: ThroughputRow) -> list[Judgement]:
     """TTFT (median) and ITL p99 against the row's limits; a percentile that the sample size does not earn is inconclusive."""
     out: list[Judgement] = []
-    ttft = [each for done in measured.rounds for each in done.ttft_s]
-    itl = [each for done in measured.rounds for each in done.itl_s]
+    why = unsound(measured)
+    ttft = [] if why else [each for done in measured.rounds for each in done.ttft_s]
+    itl = [] if why else [each for done in measured.rounds for each in done.itl_s]
     if row.max_ttft_s is not None:
         value = stats.median(ttft) * 1000 if ttft else None
-        out.append(limits.max_value("ttft_ms", value, row.max_ttft_s * 1000, unit="ms", why_missing="no request ended whole"))
+        out.append(
+            limits.max_value("ttft_ms", value, row.max_ttft_s * 1000, unit="ms", why_missing=why or "no request ended whole")
+        )
     if row.max_itl_p99_s is not None:
         earned = stats.percentile(itl, 0.99)
         value = earned.value * 1000 if earned.value is not None else None
-        out.append(limits.max_value("itl_ms", value, row.max_itl_p99_s * 1000, unit="ms", why_missing=earned.why_missing))
+        out.append(limits.max_value("itl_ms", value, row.max_itl_p99_s * 1000, unit="ms", why_missing=why or earned.why_missing))
     return out
 
 
@@ -222,6 +251,8 @@ def j_per_token(measured: Throughput) -> tuple[float | None, str | None]:
 def energy(measured: Throughput, row: ThroughputRow | None, power_w: float | None) -> Judgement:
     """Joules per token against the promised row."""
     value, why = j_per_token(measured)
+    if (bad := unsound(measured)) is not None:
+        value, why = None, bad
     if row is None or row.max_j_per_token is None:
         level = "without --power" if power_w is None else f"at {power_w:g} W"
         return inconclusive(
@@ -331,6 +362,16 @@ def identity(found: Identity, promise: ServerPromise, deployment: Deployment) ->
             verdict="inconclusive",
             message=f"{promise.url} answers, but does not tell its model",
             inconclusive_because="the model's name cannot be read",
+            measured=measured,
+            findings=found.findings,
+        )
+    hidden = [name for name in ("tp", "torch_compile") if getattr(promise, name) is not None and getattr(found, name) is None]
+    if hidden:
+        reasons = "; ".join(found.unreadable) or "/server_info does not tell"
+        return Judgement(
+            verdict="inconclusive",
+            message=f"promised, but not readable: {', '.join(hidden)} ({reasons})",
+            inconclusive_because=f"not readable: {', '.join(hidden)}",
             measured=measured,
             findings=found.findings,
         )

@@ -30,6 +30,7 @@ class TritonCache:
         self._places: tuple[CachePlace, ...] | None = None
         self.aside: list[tuple[Entry, Moved]] = []
         """Caches that are renamed at this moment."""
+        self._keep = False
 
     @property
     def places(self) -> tuple[CachePlace, ...]:
@@ -97,6 +98,8 @@ class TritonCache:
                 self.aside.append((entry, planned))
                 aside.move(planned)
             yield
+            # the new caches may stay only where a cold start has filled them
+            self._keep = deployment.options.keep_cold_cache and deployment.server.lost_by is None
         finally:
             self.put_back()
             if was_active and deployment.server.lost_by is None and not deployment.controller.state().active:
@@ -107,9 +110,13 @@ class TritonCache:
         deployment = self._deployment
         if not self.aside:
             return
-        if deployment.options.keep_cold_cache:
+        if self._keep:
             for entry, moved in self.aside:
                 deployment.journal.resolve(entry.id, f"new caches kept, the old ones stay at {moved.aside}")
+                told = Finding(
+                    "caches-kept", "warn", str(moved.original), f"the old cache is kept at {moved.aside}", f"rm -r {moved.aside}"
+                )
+                deployment.recorder.findings((told,))
             self.aside.clear()
         else:
             if deployment.controller.state().active:
@@ -120,11 +127,9 @@ class TritonCache:
                 deployment.journal.resolve(entry.id, "put back")
                 self.aside.pop()
         if deployment.started_entry is not None:
-            deployment.journal.resolve(
-                deployment.started_entry.id, "stopped again" if not deployment.options.keep_cold_cache else "kept"
-            )
+            deployment.journal.resolve(deployment.started_entry.id, "kept" if self._keep else "stopped again")
             deployment.started_entry = None
-        if deployment.options.keep_cold_cache and deployment.controller.state().active:
+        if self._keep and deployment.controller.state().active:
             deployment.server_is_back()
 
 

@@ -14,6 +14,9 @@ from pytest_sglang.record.clock import Clock
 from pytest_sglang.record.run import Check, NotChecked, Run
 from pytest_sglang.record.values import Finding, Startup, Throughput
 
+NOT_AS_IT_WAS = frozenset({"not-put-back", "did-not-come-back", "survivor"})
+"""Findings after which a run cannot pass."""
+
 
 class Recorder:
     """One run's record in ``folder``."""
@@ -110,7 +113,11 @@ class Recorder:
     def verdict(self, *, require_all: bool) -> records.Verdict:
         """Of everything so far; a partial pass under require_all, and a run without any check, is inconclusive."""
         verdict = records.verdict_of(self.run.checks)
-        return "inconclusive" if verdict == "pass" and require_all and self.run.not_checked else verdict
+        if verdict != "pass":
+            return verdict
+        # a rig that is not as it was found is no pass, however good its numbers
+        left = any(finding.kind in NOT_AS_IT_WAS for finding in self.run.findings)
+        return "inconclusive" if left or (require_all and self.run.not_checked) else "pass"
 
     def stop_clock(self) -> None:
         """Note the end of the run, while the rig's clock is still there."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from pytest_sglang.record.run import Check, Measurement
 from pytest_sglang.record.values import Finding, Startup, Throughput
 from pytest_sglang.rig.model import ThroughputRow
 from pytest_sglang.session import judging
-from pytest_sglang.session.checks import CheckSpec
+from pytest_sglang.session.checks import STANDARD, CheckSpec
 from pytest_sglang.session.errors import CheckFailed, Inconclusive, NotChecked
 from pytest_sglang.session.wanted import MaxNewKernels, MinThroughput, ReadyWithin, Wanted
 
@@ -63,6 +64,8 @@ class CheckScope:
                 raise Inconclusive(f"not measured, because {before} is {_stands(verdict)}", because=before)
         if self.spec.uses_server and server.lost_by not in (None, self.spec.id):
             raise Inconclusive(f"not measured: the server did not come back in {server.lost_by}", because=server.lost_by)
+        if self.spec.stage in ("identity", "power", "links") or self.spec.id == "energy-per-token":
+            self.deployment.require_this_machine()
         if self.power_w is not None and self.deployment.options.may_set_power:
             self.deployment.power.ensure(self.power_w)
 
@@ -84,14 +87,37 @@ class CheckScope:
 
     def judge_latency(self, throughput: Throughput) -> None:
         """TTFT and ITL limits of the promised row, where it has them."""
-        row = self.row(throughput.streams)
-        if row is not None:
+        for row in self.rows(throughput.streams):
             self.judge(judging.latency(throughput, row))
 
+    def promised_streams(self) -> tuple[int, ...]:
+        """Numbers of streams for which this power level promises a rate or a latency; the workload's where nothing is promised."""
+        found = sorted({row.streams for row in self.deployment.rig.rows(self.power_w) if judging.has_rate_or_latency(row)})
+        return tuple(found) or (self.deployment.rig.workload.streams,)
+
+    def energy_streams(self) -> int:
+        """The number of streams for which this level promises an energy; the workload's where it promises none."""
+        found = [row.streams for row in self.deployment.rig.rows(self.power_w) if row.max_j_per_token is not None]
+        return found[0] if found else self.deployment.rig.workload.streams
+
+    def judge_rows(self, throughput: Throughput) -> None:
+        """Every promised row of this level and number of streams, each quantity by its own limit."""
+        rows = [row for row in self.rows(throughput.streams) if judging.has_rate_or_latency(row)]
+        if not rows:
+            self.judge(judging.no_promise(throughput, self.power_w))
+        for row in rows:
+            if row.min_tok_s is not None:
+                self.judge(judging.rate_of_row(throughput, row.min_tok_s, row.quantity, self))
+            self.judge(judging.latency(throughput, row))
+
+    def rows(self, streams: int) -> tuple[ThroughputRow, ...]:
+        """Promised rows of this level for so many streams."""
+        return tuple(row for row in self.deployment.rig.rows(self.power_w) if row.streams == streams)
+
     def judge_energy(self, throughput: Throughput) -> None:
-        """Joules per output token against ``max_j_per_token`` of the promised row."""
-        row = self.row(throughput.streams)
-        self.judge(judging.energy(throughput, row, self.power_w))
+        """Joules per output token against every ``max_j_per_token`` promised for this level and number of streams."""
+        rows = [row for row in self.rows(throughput.streams) if row.max_j_per_token is not None]
+        self.judge([judging.energy(throughput, row, self.power_w) for row in rows or (None,)])
 
     def judge_gain(self, throughput: Throughput) -> None:
         """The promised gain over a saved run in which only that one thing differs."""
@@ -110,6 +136,9 @@ class CheckScope:
                     return wanted.min_tok_s, wanted.quantity or "decode"
                 if row is not None and row.min_tok_s is not None:
                     return row.min_tok_s, row.quantity
+        promised = sorted((row.quantity, row.min_tok_s) for row in self.rows(streams) if row.min_tok_s is not None)
+        if self.spec.id in STANDARD and promised:
+            return promised[0][1], promised[0][0]
         return None, "decode"
 
     def _applies(self, wanted: MinThroughput) -> bool:
@@ -124,7 +153,8 @@ class CheckScope:
                 self.judge(judging.ready_within(wanted, self))
         for wanted in self.wanted:
             if isinstance(wanted, MaxNewKernels):
-                self.judge(judging.max_new_kernels(wanted, self))
+                judged = judging.max_new_kernels(wanted, self)
+                self.judge([] if judged is None else judged)
         self._judge_rates([each for each in self.wanted if isinstance(each, MinThroughput)])
         # the markers' limits first: of equals the first one speaks, and a restart's is its time
         self.judgements += said
@@ -142,9 +172,10 @@ class CheckScope:
 
     def interval(self, rates: Sequence[float], confidence: float) -> stats.Interval:
         """The interval of the look that ended the measurement: its error budget is shared with the looks before it."""
-        decision = self.decision
-        if decision is None or decision.n != len(rates):
-            return stats.interval(rates, confidence)
+        decision, plain = self.decision, stats.interval(rates, confidence)
+        # the look may have been at the other quantity, or at another number of streams
+        if decision is None or decision.n != len(rates) or not math.isclose(decision.median, plain.median):
+            return plain
         return stats.Interval(n=decision.n, median=decision.median, low=decision.ci_low, high=decision.ci_high)
 
     def _judge_rates(self, rates: list[MinThroughput]) -> None:

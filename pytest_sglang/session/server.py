@@ -33,7 +33,7 @@ class SglangServer:
         """Starts that this run made, oldest first."""
         self._last_start: Startup | None = None
         self._identity: Identity | None = None
-        self._throughputs: dict[float | None, Throughput] = {}
+        self._throughputs: dict[tuple[float | None, int, int], Throughput] = {}
         self._failed_start: Exception | None = None
 
     @property
@@ -97,7 +97,7 @@ class SglangServer:
         self._may_restart()
         self._nobody_else()
         deployment = self._deployment
-        if not deployment.controller.run_owned and deployment.stopped_entry is None:
+        if not deployment.controller.run_owned and deployment.stopped_entry is None and deployment.started_entry is None:
             # the pid tells, when the run has died, a server that is still to stop from one that was started again
             found = {"active": True, "pid": deployment.controller.state().pid}
             deployment.stopped_entry = deployment.journal.record(
@@ -110,7 +110,7 @@ class SglangServer:
     def restart(self) -> Startup:
         """Stop, start, wait until ready; the caches' new entries are in ``Startup.cache_diff``."""
         self._may_restart()
-        if self._deployment.controller.state().active:
+        if self._known_state():
             self.stop()
         return self._made(self._start("restart"))
 
@@ -160,11 +160,11 @@ class SglangServer:
 
     def _start(self, label: str) -> Startup:
         deployment = self._deployment
+        check = deployment.scope.spec.id if deployment.scope is not None else label
         before = deployment.kernels.snapshot()
         launched = deployment.clock.time()
-        check = deployment.scope.spec.id if deployment.scope is not None else label
-        deployment.start_controller()
         try:
+            deployment.start_controller()
             startup = deployment.wait_ready(launched_at=launched, budget_s=None)
         except Exception:
             self.lost_by = check
@@ -224,7 +224,10 @@ class SglangServer:
 
     def last_throughput(self, power_w: float | None) -> Throughput | None:
         """The newest measurement at this power level in this run, so that a second check need not repeat it."""
-        found = self._throughputs.get(power_w)
+        workload = self._deployment.rig.workload
+        rows = [row.streams for row in self._deployment.rig.rows(power_w) if row.max_j_per_token is not None]
+        streams = rows[0] if rows else workload.streams
+        found = self._throughputs.get((power_w, streams, workload.output_tokens))
         scope = self._deployment.scope
         if found is not None and scope is not None:
             scope.throughputs.append(found)
@@ -239,18 +242,34 @@ class SglangServer:
 
         scope = self._deployment.scope
         level = scope.power_w if scope is not None else None
-        wrong = [finding for finding in self.identity().findings if finding.severity == "fail"]
+        wrong = [finding for finding in self.identity(fresh=True).findings if finding.severity == "fail"]
         if wrong:
             raise Inconclusive(f"not measured: {wrong[0].detail}", because="server-identity")
         self._deployment.power.require(level)
+        before = self._deployment.controller.state().pid
         result = window.measure(self._deployment, streams=streams, output_tokens=output_tokens, rounds=rounds)
         # a limit lost in the middle leaves a rate that belongs to no level
         self._deployment.power.require(level)
-        self._throughputs[level] = result
+        self._same_process(before)
+        workload = self._deployment.rig.workload
+        self._throughputs[(level, result.streams, output_tokens or workload.output_tokens)] = result
         if scope is not None:
             scope.throughputs.append(result)
             scope.measured.append(result)
         return result
+
+    def _same_process(self, before: int | None) -> None:
+        """Raise Inconclusive where another process serves now than before the measurement."""
+        now = self._deployment.controller.state().pid
+        if before is not None and now != before:
+            raise Inconclusive(f"the server was restarted during the measurement (pid {before}, now {now})")
+
+    def _known_state(self) -> bool:
+        """Whether the server is active. Raises Inconclusive where its owner cannot be asked: then nothing is started or moved."""
+        state = self._deployment.controller.state()
+        if state.result == "unreadable":
+            raise Inconclusive(f"whether {self._deployment.controller.subject} is active cannot be read: {state.detail}")
+        return state.active
 
     def come_back(self) -> None:
         """Start the server again after its caches have been put back, and wait for it; a failure is told, not raised."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pytest_sglang.gpu.readings import value_or_none
+from pytest_sglang.gpu.readings import GpuLost, value_or_none
 
 if TYPE_CHECKING:
+    from pytest_sglang.gpu.card import Card
     from pytest_sglang.session.deployment import Deployment
 
 
@@ -14,7 +15,7 @@ def read(deployment: Deployment) -> dict[str, Any]:
     """Limits by GPU, the server's state and pid, caches still set aside. Every part that cannot be read says why."""
     state: dict[str, Any] = {}
     if deployment.hardware is not None:
-        state["power_limits_w"] = {str(card.index): value_or_none(card.limits().enforced_w) for card in deployment.hardware.present}
+        state["power_limits_w"] = {str(card.index): _limit(card) for card in deployment.hardware.present}
     if deployment.rig.server is not None:
         try:
             control = deployment.controller.state()
@@ -31,3 +32,10 @@ def read(deployment: Deployment) -> dict[str, Any]:
             state["server"] = {"subject": deployment.controller.subject, "unreadable": f"{type(error).__name__}: {error}"}
         state["caches_aside"] = [str(moved.original) for _, moved in deployment.kernels.aside]
     return state
+
+
+def _limit(card: Card) -> float | str | None:
+    try:
+        return value_or_none(card.limits().enforced_w)
+    except GpuLost as error:
+        return str(error)

@@ -87,7 +87,7 @@ class NvlinkTopology:
             return None
         pid = self._deployment.controller.state().pid
         if pid is None:
-            return None
+            return Unreadable("the server's process cannot be seen", permission=True) if self._deployment.answers() else None
         cards = gpus_of(self.hardware.cards, {each.pid for each in tree(pid)})
         if isinstance(cards, Missing):
             return Unreadable(cards.reason, cards.permission)
