@@ -1,0 +1,157 @@
+"""What a run observed becomes a judgement: what could not be read, or not be measured soundly, is never a pass."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pytest_sglang.judge.sequential import Sequential
+from pytest_sglang.record.clock import SystemClock
+from pytest_sglang.record.run import Check, Run, verdict_of
+from pytest_sglang.record.values import Finding, NewEntries, Round, Startup, Throughput
+from pytest_sglang.rig.model import NvlinkPromise, Rig, ServerPromise, StartPromise, ThroughputRow
+from pytest_sglang.session import checks, judging
+from pytest_sglang.session.recorder import Recorder
+from pytest_sglang.session.scope import CheckScope
+
+
+def row(**given: Any) -> ThroughputRow:
+    return ThroughputRow(**{"power_w": 250.0, "nvlink": None, "streams": 1, "quantity": "decode", "min_tok_s": 38.0, **given})
+
+
+def rounds(*rates: float, end_to_end: float = 0.9) -> tuple[Round, ...]:
+    return tuple(
+        Round(
+            index=number,
+            begin_s=number * 4.0,
+            end_s=number * 4.0 + 3.0,
+            decode_tok_s=rate,
+            end_to_end_tok_s=rate * end_to_end,
+            aggregate_tok_s=rate,
+            ttft_s=(0.05,),
+            itl_s=(0.025,) * 10,
+            output_tokens=128,
+            joules=2500.0,
+        )
+        for number, rate in enumerate(rates, 1)
+    )
+
+
+def throughput(*rates: float, failed: int = 0, failures: dict[str, int] | None = None) -> Throughput:
+    made = rounds(*rates)
+    median = sorted(rates)[len(rates) // 2]
+    return Throughput(
+        streams=1,
+        rounds=made,
+        decode_tok_s=median,
+        ci_low=median * 0.99,
+        ci_high=median * 1.01,
+        confidence=0.99,
+        failed=failed,
+        failures=failures or {},
+        end_to_end_tok_s=median * 0.9,
+    )
+
+
+def scope(rig: Rig, check_id: str = "decode-throughput", power_w: float | None = 250.0) -> CheckScope:
+    deployment: Any = SimpleNamespace(rig=rig, options=SimpleNamespace(strict=False))
+    return CheckScope(deployment, checks.STANDARD[check_id], (), power_w)
+
+
+def rig(*rows: ThroughputRow, **more: Any) -> Rig:
+    return Rig(name="r", path=Path("rig.toml"), server=ServerPromise(url="http://127.0.0.1:1"), throughput=rows, **more)
+
+
+def test_every_promised_row_of_a_level_is_judged_by_its_own_quantity(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(judging, "slow_decode", lambda *_: "a cause")
+    here = scope(rig(row(), row(quantity="end_to_end", min_tok_s=38.0), row(streams=8), row(power_w=390.0)))
+    assert here.promised_streams() == (1, 8)
+    here.judge_rows(throughput(40.0, 40.1, 39.9, 40.0, 40.05))
+    assert [(each.quantity, each.verdict) for each in here.judgements] == [("decode_tok_s", "pass"), ("end_to_end_tok_s", "fail")]
+
+
+def test_a_look_at_one_quantity_is_no_interval_of_the_other() -> None:
+    here = scope(rig(row()))
+    sequential = Sequential(38.0)
+    for rate in (40.0, 40.1, 39.9, 40.0, 40.05):
+        sequential.add(rate)
+    here.decision = sequential.current()
+    assert here.interval([40.0, 40.1, 39.9, 40.0, 40.05], 0.99).median == pytest.approx(40.0)
+    assert here.interval([36.0, 36.1, 35.9, 36.0, 36.05], 0.99).median == pytest.approx(36.0)
+
+
+def test_a_level_without_a_row_is_inconclusive_and_says_what_was_measured() -> None:
+    here = scope(rig(row(power_w=390.0)))
+    here.judge_rows(throughput(40.0, 40.0, 40.0))
+    assert here.judgements[0].verdict == "inconclusive"
+    assert "no promise at 250 W: measured 40.0 tok/s" in here.judgements[0].message
+
+
+@pytest.mark.parametrize("measured", [throughput(40.0, 40.0, 40.0, failed=1), throughput(40.0)])
+def test_latency_and_energy_of_an_unsound_measurement_are_inconclusive(measured: Throughput) -> None:
+    promised = row(max_ttft_s=1.0, max_itl_p99_s=1.0, max_j_per_token=100.0)
+    assert {each.verdict for each in judging.latency(measured, promised)} == {"inconclusive"}
+    assert judging.energy(measured, promised, 250.0).verdict == "inconclusive"
+
+
+def test_latency_and_energy_of_a_sound_one_are_judged() -> None:
+    measured = throughput(*[40.0] * 60)
+    judged = judging.latency(measured, row(max_ttft_s=0.04, max_itl_p99_s=0.03))
+    assert [each.verdict for each in judged] == ["fail", "pass"]
+    assert judging.energy(measured, row(max_j_per_token=19.0), 250.0).verdict == "fail"
+    assert judging.energy(measured, row(max_j_per_token=20.0), 250.0).verdict == "pass"
+
+
+def test_a_promise_that_the_server_does_not_tell_is_inconclusive() -> None:
+    found: Any = SimpleNamespace(
+        findings=(), model="m", tp=None, torch_compile=True, pid=1, unreadable=("/server_info: HTTP 401: an API key is needed",)
+    )
+    told = judging.identity(found, ServerPromise(url="http://127.0.0.1:1", model="m", tp=4, torch_compile=True), None)  # type: ignore[arg-type]
+    assert told.verdict == "inconclusive"
+    assert "tp" in told.message
+    assert "401" in told.message
+
+
+def test_a_start_that_compiled_new_names_is_cold_whatever_its_log_says() -> None:
+    from pytest_sglang.record.values import CacheDiff
+
+    diff = CacheDiff(caches=(NewEntries(cache="inductor", path="/c"),), new_kernels=("a", "b"), before_entries=0)
+    start = Startup(kind="warm", launched_at=0.0, autotune_runs=0, cache_diff=diff)
+    assert judging.classified(start).kind == "cold"
+    warm = Startup(kind="cold", launched_at=0.0, autotune_runs=0, cache_diff=CacheDiff(new_variants=("a",), before_entries=9))
+    assert judging.classified(warm).kind == "warm"
+
+
+def test_unwatched_starts_and_unread_caches_never_satisfy_a_kernel_limit() -> None:
+    from pytest_sglang.record.values import CacheDiff
+
+    promise = StartPromise(max_new_kernels=0, max_autotune_runs=0)
+    blind = Startup(kind="warm", launched_at=0.0, autotune_runs=None, cache_diff=None)
+    assert {each.verdict for each in judging.compiled(blind, promise, cold=False, server=None)} == {"inconclusive"}
+    unread = Startup(kind="warm", launched_at=0.0, autotune_runs=0, cache_diff=CacheDiff(unreadable=("/c: Permission denied",)))
+    assert [each.verdict for each in judging.compiled(unread, promise, cold=False, server=None)] == ["pass", "inconclusive"]
+
+
+def test_rows_of_the_level_hide_general_ones_and_follow_the_declared_nvlink() -> None:
+    general, here, bridged = row(power_w=None, min_tok_s=1.0), row(min_tok_s=2.0), row(nvlink=True, min_tok_s=3.0)
+    assert [each.min_tok_s for each in rig(general, here, bridged).rows(250.0)] == [2.0]
+    assert [each.min_tok_s for each in rig(general, here).rows(300.0)] == [1.0]
+    declared = rig(general, row(nvlink=False), bridged, nvlink=NvlinkPromise(pairs=((0, 1),), links=4))
+    assert [each.min_tok_s for each in declared.rows(250.0)] == [3.0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "verdict"), [("not-put-back", "inconclusive"), ("did-not-come-back", "inconclusive"), ("note", "pass")]
+)
+def test_a_rig_that_is_not_as_it_was_found_is_no_pass(tmp_path: Path, kind: str, verdict: str) -> None:
+    recorder = Recorder(tmp_path, Run(run_id="r", started="now", simulated=False), SystemClock())
+    recorder.add(Check(id="ready", promise="p", verdict="pass"))
+    recorder.findings((Finding(kind, "warn", "server", "it is not running"),))
+    assert recorder.verdict(require_all=False) == verdict
+
+
+def test_expected_failures_alone_are_no_pass() -> None:
+    assert verdict_of((Check(id="a", promise="p", verdict="fail", expected_failure=True),)) == "inconclusive"
