@@ -29,17 +29,27 @@ class TerminalProgress:
             return
         now = time.monotonic()
         if self._tty:
-            if text is None and not self._drawn:
+            if text is None:
+                if self._drawn:
+                    self._write(self._cleared())
+                self._drawn = False
                 return
-            if text is not None and now - self._last < 0.1:
+            if now - self._last < 0.1:
                 return
-            self._last, self._drawn = now, text is not None
-            self._write("\r\x1b[2K" + ("" if text is None else _fit(text, self._writer.fullwidth - 1)))
+            # on a line of its own, so that pytest's "test_x.py" before it stays
+            begin = "\r\x1b[2K" if self._drawn else "\n"
+            self._last, self._drawn = now, True
+            self._write(begin + _fit(text, self._writer.fullwidth - 1))
         elif text is None:
             self._last = now
         elif now - self._last >= self.EVERY_S:
             self._last = now
             self._write(f"\n  {text}\n")
+
+    def _cleared(self) -> str:
+        """Erase our line and go back to where pytest stands in the line above."""
+        column = self._writer.width_of_current_line
+        return "\r\x1b[2K\x1b[1A" + (f"\x1b[{column}C" if column else "")
 
     def _write(self, text: str) -> None:
         capture = self._config.pluginmanager.getplugin("capturemanager")
