@@ -23,6 +23,11 @@ class Judgement(Value, frozen=True, kw_only=True):
     findings: tuple[Finding, ...] = ()
 
 
+def inconclusive(message: str, because: str | None = None) -> Judgement:
+    """Could not be measured, and why."""
+    return Judgement(verdict="inconclusive", message=message, inconclusive_because=because or message)
+
+
 def combine(judgements: list[Judgement]) -> Judgement:
     """Several limits on one check: fail beats inconclusive beats marginal beats pass; the worst one speaks, all are measured."""
     if not judgements:

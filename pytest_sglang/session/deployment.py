@@ -177,11 +177,11 @@ class Deployment:
     def read_last_start(self) -> Startup:
         """The start that the running server already had, from its log and its unit's time stamps."""
         from pytest_sglang.server import ready
-        from pytest_sglang.session import judging
+        from pytest_sglang.session import starting
 
         version = self.server.info.get("version")
         startup = ready.read_start(controller=self.controller, log=self.log, clock=self.clock, version=version)
-        return judging.with_traces(startup, self.kernels)
+        return starting.with_traces(startup, self.kernels)
 
     def identify(self) -> Identity:
         """Who listens, and whether it is the promised server."""

@@ -12,7 +12,7 @@ from pytest_sglang.judge.verdict import Judgement, combine
 from pytest_sglang.record.run import Check, Measurement
 from pytest_sglang.record.values import Finding, Startup, Throughput
 from pytest_sglang.rig.model import ThroughputRow
-from pytest_sglang.session import judging
+from pytest_sglang.session import judging, starting
 from pytest_sglang.session.checks import STANDARD, CheckSpec
 from pytest_sglang.session.errors import CheckFailed, Inconclusive, NotChecked
 from pytest_sglang.session.wanted import MaxNewKernels, MinThroughput, ReadyWithin, Wanted
@@ -82,7 +82,7 @@ class CheckScope:
         start = self.deployment.rig.start
         if start is not None:
             self.judge(
-                judging.compiled(startup, start, cold=any(_is_cold(each) for each in self.wanted), server=self.deployment.server)
+                starting.compiled(startup, start, cold=any(_is_cold(each) for each in self.wanted), server=self.deployment.server)
             )
 
     def judge_latency(self, throughput: Throughput) -> None:
@@ -150,10 +150,10 @@ class CheckScope:
         said, self.judgements = self.judgements, []
         for wanted in self.wanted:
             if isinstance(wanted, ReadyWithin):
-                self.judge(judging.ready_within(wanted, self))
+                self.judge(starting.ready_within(wanted, self))
         for wanted in self.wanted:
             if isinstance(wanted, MaxNewKernels):
-                judged = judging.max_new_kernels(wanted, self)
+                judged = starting.max_new_kernels(wanted, self)
                 self.judge([] if judged is None else judged)
         self._judge_rates([each for each in self.wanted if isinstance(each, MinThroughput)])
         # the markers' limits first: of equals the first one speaks, and a restart's is its time
@@ -233,7 +233,7 @@ class CheckScope:
     def _measured(self) -> dict[str, Measurement]:
         found: dict[str, Measurement] = {}
         if self.startups:
-            found.update(judging.startup_numbers(self.startups[-1]))
+            found.update(starting.startup_numbers(self.startups[-1]))
         if self.throughputs:
             found.update(judging.throughput_numbers(self.throughputs[-1]))
         return found

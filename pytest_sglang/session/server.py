@@ -9,7 +9,7 @@ import msgspec
 from pytest_sglang.judge.verdict import Judgement
 from pytest_sglang.record.values import Finding, Startup, Throughput
 from pytest_sglang.rig.model import ServerPromise
-from pytest_sglang.session import judging
+from pytest_sglang.session import judging, starting
 from pytest_sglang.session.errors import Inconclusive, NotChecked
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ class SglangServer:
             self.lost_by = check
             raise
         diff = deployment.kernels.added_since(before)
-        startup = judging.classified(msgspec.structs.replace(startup, cache_diff=diff))
+        startup = starting.classified(msgspec.structs.replace(startup, cache_diff=diff))
         self.lost_by = None
         self.history.append(startup)
         self._last_start = startup

@@ -13,7 +13,7 @@ from pytest_sglang.record.clock import SystemClock
 from pytest_sglang.record.run import Check, Run, verdict_of
 from pytest_sglang.record.values import Finding, NewEntries, Round, Startup, Throughput
 from pytest_sglang.rig.model import NvlinkPromise, Rig, ServerPromise, StartPromise, ThroughputRow
-from pytest_sglang.session import checks, judging
+from pytest_sglang.session import checks, judging, starting
 from pytest_sglang.session.recorder import Recorder
 from pytest_sglang.session.scope import CheckScope
 
@@ -120,9 +120,9 @@ def test_a_start_that_compiled_new_names_is_cold_whatever_its_log_says() -> None
 
     diff = CacheDiff(caches=(NewEntries(cache="inductor", path="/c"),), new_kernels=("a", "b"), before_entries=0)
     start = Startup(kind="warm", launched_at=0.0, autotune_runs=0, cache_diff=diff)
-    assert judging.classified(start).kind == "cold"
+    assert starting.classified(start).kind == "cold"
     warm = Startup(kind="cold", launched_at=0.0, autotune_runs=0, cache_diff=CacheDiff(new_variants=("a",), before_entries=9))
-    assert judging.classified(warm).kind == "warm"
+    assert starting.classified(warm).kind == "warm"
 
 
 def test_unwatched_starts_and_unread_caches_never_satisfy_a_kernel_limit() -> None:
@@ -130,9 +130,9 @@ def test_unwatched_starts_and_unread_caches_never_satisfy_a_kernel_limit() -> No
 
     promise = StartPromise(max_new_kernels=0, max_autotune_runs=0)
     blind = Startup(kind="warm", launched_at=0.0, autotune_runs=None, cache_diff=None)
-    assert {each.verdict for each in judging.compiled(blind, promise, cold=False, server=None)} == {"inconclusive"}
+    assert {each.verdict for each in starting.compiled(blind, promise, cold=False, server=None)} == {"inconclusive"}
     unread = Startup(kind="warm", launched_at=0.0, autotune_runs=0, cache_diff=CacheDiff(unreadable=("/c: Permission denied",)))
-    assert [each.verdict for each in judging.compiled(unread, promise, cold=False, server=None)] == ["pass", "inconclusive"]
+    assert [each.verdict for each in starting.compiled(unread, promise, cold=False, server=None)] == ["pass", "inconclusive"]
 
 
 def test_rows_of_the_level_hide_general_ones_and_follow_the_declared_nvlink() -> None:

@@ -1,0 +1,137 @@
+"""A start that a run made or found: what kind it was, and judgements on its time and on what it compiled."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from pytest_sglang.judge import causes, limits
+from pytest_sglang.judge.verdict import Judgement, inconclusive
+from pytest_sglang.record.run import Measurement
+from pytest_sglang.record.values import Startup
+from pytest_sglang.rig.model import StartPromise
+
+if TYPE_CHECKING:
+    from pytest_sglang.session.kernels import TritonCache
+    from pytest_sglang.session.scope import CheckScope
+    from pytest_sglang.session.wanted import MaxNewKernels, ReadyWithin
+
+
+def classified(startup: Startup) -> Startup:
+    """``kind`` by all the evidence: autotuning in the log, and new kernel names in the caches (a log alone cannot tell)."""
+    diff, tuned = startup.cache_diff, startup.autotune_runs
+    compiled = bool(tuned) or (diff is not None and bool(diff.new_kernels))
+    if diff is None and tuned is None:
+        kind = startup.kind
+    elif not compiled:
+        kind = "warm"
+    else:
+        kind = "cold" if diff is None or diff.before_entries == 0 or not diff.new_variants else "partial"
+        if diff is not None and diff.before_entries:
+            kind = "partial" if len(diff.new_kernels) < diff.before_entries else "cold"
+    return msgspec.structs.replace(startup, kind=kind)
+
+
+def with_traces(startup: Startup, kernels: TritonCache) -> Startup:
+    """A start that nobody watched: what it compiled, from entries newer than its launch."""
+    if startup.launched_at_is != "launch":
+        return startup
+    diff = kernels.added_after(startup.launched_at)
+    return startup if diff is None else classified(msgspec.structs.replace(startup, cache_diff=diff))
+
+
+def ready_within(wanted: ReadyWithin, scope: CheckScope) -> Judgement:
+    """The newest start of the check against its budget."""
+    if not scope.startups:
+        return inconclusive("no start was made or judged in this test")
+    startup, start = scope.startups[-1], scope.deployment.rig.start
+    budget = wanted.budget_s
+    if budget is None and start is not None:
+        budget = start.cold_s if wanted.start == "cold" else start.warm_s
+    if budget is None:
+        return inconclusive(
+            f"no budget for a {wanted.start} start: neither the marker nor the rig file's [start] {wanted.start} names one"
+        )
+    if wanted.start == "cold" and startup.kind == "warm":
+        return inconclusive("the start compiled nothing: it was not a cold one, so it says nothing about the cold budget")
+    missing = None if startup.ready_s is not None else "the log does not tell when the server became ready"
+    return limits.max_duration(
+        "ready", startup.ready_s, budget, quantity="ready_s", cause=slow_start(startup, budget), why_missing=missing
+    )
+
+
+def slow_start(startup: Startup, budget_s: float) -> str | None:
+    """Likely cause of a start over its budget: what it compiled, and the phase that took longest."""
+    if startup.ready_s is None or startup.ready_s <= budget_s:
+        return None
+    return causes.slow_start(startup)
+
+
+def max_new_kernels(wanted: MaxNewKernels, scope: CheckScope) -> Judgement | None:
+    """New kernel names of the check's newest start; None where neither marker nor rig file names a limit: then nothing is promised."""
+    start = scope.deployment.rig.start
+    limit = wanted.limit if wanted.limit is not None else start.max_new_kernels if start is not None else None
+    if limit is None:
+        return None
+    if not scope.startups:
+        return inconclusive("no start was made or judged in this test")
+    return _count("new_kernels", scope.startups[-1], limit)
+
+
+def _count(quantity: str, startup: Startup, limit: int) -> Judgement:
+    diff = startup.cache_diff
+    if diff is None:
+        why = "the start was not watched, and its caches tell no launch time"
+        return limits.max_count(quantity, None, limit, why_missing=why)
+    if diff.unreadable:
+        return limits.max_count(quantity, None, limit, why_missing=f"cache not readable: {diff.unreadable[0]}")
+    names = diff.new_kernels if quantity == "new_kernels" else diff.new_variants
+    return limits.max_count(
+        quantity, len(names), limit, names=names, cause=causes.recompiled(startup) if len(names) > limit else None
+    )
+
+
+def compiled(startup: Startup, start: StartPromise, *, cold: bool, server: Any) -> list[Judgement]:
+    """The rig file's limits on what a warm start compiled; a cold start may compile all it wants."""
+    out: list[Judgement] = []
+    if cold:
+        return out
+    if start.max_autotune_runs is not None:
+        why = None if startup.autotune_runs is not None else "the log of this start cannot be read"
+        out.append(
+            limits.max_count(
+                "autotune_runs", startup.autotune_runs, start.max_autotune_runs, cause=causes.recompiled(startup), why_missing=why
+            )
+        )
+    if start.max_new_kernels is not None:
+        out.append(_count("new_kernels", startup, start.max_new_kernels))
+    if start.max_new_variants is not None:
+        out.append(_count("new_variants", startup, start.max_new_variants))
+    if start.warm_capture_share is not None:
+        cold_start = next((each for each in reversed(server.history) if each.kind == "cold" and each.capture_s), None)
+        if cold_start is None or startup.capture_s is None:
+            out.append(inconclusive("warm_capture_share: no cold start with a capture time is known to compare with"))
+        else:
+            share = startup.capture_s / cold_start.capture_s
+            out.append(limits.max_value("capture_share", share, start.warm_capture_share, unit=""))
+    if start.first_request_ratio is not None:
+        # the confirming completion is not streamed, so its rate is no measure of the first request yet
+        out.append(inconclusive("first_request_ratio: the first request is not compared with the steady state by this version"))
+    return out
+
+
+def startup_numbers(startup: Startup) -> dict[str, Measurement]:
+    """The measured names of run.json for a start."""
+    diff = startup.cache_diff
+    numbers: dict[str, tuple[Any, str]] = {
+        "ready_s": (startup.ready_s, "s"),
+        "port_open_s": (startup.port_open_s, "s"),
+        "first_token_s": (startup.first_token_s, "s"),
+        "capture_s": (startup.capture_s, "s"),
+        "autotune_runs": (startup.autotune_runs, "count"),
+        "new_kernels": (None if diff is None else len(diff.new_kernels), "count"),
+        "new_variants": (None if diff is None else len(diff.new_variants), "count"),
+        "start_kind": (startup.kind, ""),
+    }
+    return {name: Measurement(value, unit) for name, (value, unit) in numbers.items() if value is not None}
