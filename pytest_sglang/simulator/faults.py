@@ -16,18 +16,27 @@ class Fault:
     of_a_start: bool = False
 
 
-_ALL = (
-    Fault("slow-decode", "decoding is 20 % slower, nothing else differs"),
-    Fault("power-limit-lost", "GPU 2 falls back to its default power limit, at the beginning and within 1 s of any set"),
-    Fault("nvlink-dead", "every link between GPU 2 and GPU 3 is inactive, and decoding loses what NVLink gains"),
-    Fault("cache-cold", "the compile caches are emptied whenever the server stops, as PrivateTmp=yes would", of_a_start=True),
+SERVER = (
     Fault("never-ready", "the next starts hang inside graph capture: no log, no CPU, no cache file, no port", of_a_start=True),
     Fault("dies-loading", "the next starts run out of GPU memory while they load weights", of_a_start=True),
     Fault("wrong-model", "another model is served than the promised one"),
     Fault("early-stop", "every generation ends three tokens early, although ignore_eos is set"),
 )
+"""In the server's life and in its answers."""
 
-FAULTS: dict[str, Fault] = {fault.name: fault for fault in _ALL}
+HARDWARE = (
+    Fault("slow-decode", "decoding is 20 % slower, nothing else differs"),
+    Fault("power-limit-lost", "GPU 2 falls back to its default power limit, at the beginning and within 1 s of any set"),
+    Fault("nvlink-dead", "every link between GPU 2 and GPU 3 is inactive, and decoding loses what NVLink gains"),
+)
+"""In cards, power, links, driver."""
+
+CACHES = (
+    Fault("cache-cold", "the compile caches are emptied whenever the server stops, as PrivateTmp=yes would", of_a_start=True),
+)
+"""In compile caches."""
+
+FAULTS: dict[str, Fault] = {fault.name: fault for fault in (*SERVER, *HARDWARE, *CACHES)}
 
 
 def check(names: Iterable[str]) -> tuple[str, ...]:

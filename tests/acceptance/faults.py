@@ -22,14 +22,19 @@ def row(**different: str) -> dict[str, str]:
     return {check: named.get(check, "pass") for check in CHECKS}
 
 
-TABLE: dict[str, dict[str, str]] = {
-    "": row(),
+HARDWARE: dict[str, dict[str, str]] = {
     "slow-decode": row(decode_throughput="fail"),
     "power-limit-lost": row(
         power_limit="fail", decode_throughput="power-limit", warm_restart="power-limit", cold_start="power-limit"
     ),
     "nvlink-dead": row(nvlink="fail", decode_throughput="fail"),
+}
+
+CACHES: dict[str, dict[str, str]] = {
     "cache-cold": row(warm_restart="fail"),
+}
+
+SERVER: dict[str, dict[str, str]] = {
     "never-ready": row(warm_restart="fail", cold_start="warm-restart"),
     "dies-loading": row(warm_restart="fail", cold_start="warm-restart"),
     "wrong-model": row(
@@ -42,6 +47,8 @@ TABLE: dict[str, dict[str, str]] = {
     ),
     "early-stop": row(ready="fail", decode_throughput="ready", warm_restart="ready", cold_start="ready"),
 }
+
+TABLE: dict[str, dict[str, str]] = {"": row(), **SERVER, **HARDWARE, **CACHES}
 
 CAUSES: dict[str, dict[str, str]] = {
     "slow-decode": {"decode-throughput": "no cause found"},
