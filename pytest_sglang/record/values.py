@@ -117,6 +117,9 @@ class Round(Value, frozen=True, kw_only=True):
     itl_s: tuple[float, ...] = ()
     output_tokens: int = 0
     joules: float | None = None
+    joules_error: float | None = None
+    joules_missing: str | None = None
+    """Why the energy of this round is not known."""
     start_c: float | None = None
     accept_length: float | None = None
     client_lag_s: float = 0.0

@@ -70,6 +70,17 @@ STANDARD: dict[str, CheckSpec] = {
             uses_server=True,
         ),
         CheckSpec(
+            "throttling",
+            "measure",
+            after=(*_SERVER, "power-limit"),
+            per_power=True,
+            min_level=2,
+            promised=lambda rig: (
+                rig.server is not None and bool(rig.gpus) and any(row.power_w is not None for row in rig.throughput)
+            ),
+            uses_server=True,
+        ),
+        CheckSpec(
             "gain",
             "measure",
             after=(*_SERVER, "power-limit"),

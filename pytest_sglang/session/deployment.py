@@ -16,6 +16,7 @@ from pytest_sglang.session.options import RunOptions
 from pytest_sglang.session.recorder import Recorder
 
 if TYPE_CHECKING:
+    from pytest_sglang.judge.throttling import Worked
     from pytest_sglang.server.control import Controller
     from pytest_sglang.server.http import ControlPlane
     from pytest_sglang.server.identity import Identity
@@ -64,6 +65,8 @@ class Deployment:
         self.as_left: dict[str, Any] = {}
         self.last_reasons: dict[str, dict[str, float]] | None = None
         """Shares of the last measured time by clocks event reason, by card."""
+        self.worked: dict[float | None, tuple[Worked, ...]] = {}
+        """What the serving cards did over the newest measurement at each power level."""
         self.closed = False
 
     # --- parts -----------------------------------------------------------------------------------------------------------

@@ -113,14 +113,15 @@ def j_per_token(measured: Throughput) -> tuple[float | None, str | None]:
     rounds = [each for each in measured.rounds if each.invalid_because is None]
     if not rounds:
         return None, "no valid round"
-    if any(each.joules is None for each in rounds):
-        return None, "the energy of a round could not be measured"
+    unknown = next((each for each in rounds if each.joules is None), None)
+    if unknown is not None:
+        return None, f"energy of round {unknown.index}: {unknown.joules_missing or 'not measured'}"
     tokens = sum(each.output_tokens for each in rounds)
     return (sum(each.joules or 0.0 for each in rounds) / tokens, None) if tokens else (None, "no tokens")
 
 
 def energy(measured: Throughput, row: ThroughputRow | None, power_w: float | None) -> Judgement:
-    """Joules per token against the promised row."""
+    """Joules per token, of the boards and not of the wall, against the promised row."""
     value, why = j_per_token(measured)
     if (bad := unsound(measured)) is not None:
         value, why = None, bad
@@ -138,6 +139,8 @@ def throughput_numbers(measured: Throughput) -> dict[str, Measurement]:
     itl = [each for done in measured.rounds for each in done.itl_s]
     rounds = [each for each in measured.rounds if each.joules is not None]
     joules = sum(each.joules or 0.0 for each in rounds) if rounds else None
+    error_j = sum(each.joules_error or 0.0 for each in rounds) if rounds else None
+    tokens = sum(each.output_tokens for each in rounds)
     seconds = sum(each.end_s - each.begin_s for each in rounds)
     temperatures = [each.start_c for each in measured.rounds if each.start_c is not None]
     numbers: dict[str, tuple[Any, str]] = {
@@ -152,6 +155,8 @@ def throughput_numbers(measured: Throughput) -> dict[str, Measurement]:
         "failed_requests": (measured.failed, "count"),
         "client_lag_ms": (measured.client_lag_s * 1000, "ms"),
         "joules": (joules, "J"),
+        "error_j": (error_j, "J"),
+        "tok_s_per_w": (tokens / joules if joules else None, "tok/s/W"),
         "mean_w": (joules / seconds if joules is not None and seconds > 0 else None, "W"),
         "j_per_token": (j_per_token(measured)[0], "J/token"),
         "temperature_c": (max(temperatures, default=None), "C"),

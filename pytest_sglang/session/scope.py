@@ -64,7 +64,7 @@ class CheckScope:
                 raise Inconclusive(f"not measured, because {before} is {_stands(verdict)}", because=before)
         if self.spec.uses_server and server.lost_by not in (None, self.spec.id):
             raise Inconclusive(f"not measured: the server did not come back in {server.lost_by}", because=server.lost_by)
-        if self.spec.stage in ("identity", "power", "links") or self.spec.id == "energy-per-token":
+        if self.spec.stage in ("identity", "power", "links") or self.spec.id in ("energy-per-token", "throttling"):
             self.deployment.require_this_machine()
         if self.power_w is not None and self.deployment.options.may_set_power:
             self.deployment.power.ensure(self.power_w)

@@ -89,9 +89,9 @@ class Engine:
     # --- speed -------------------------------------------------------------------------------------------------------------
 
     def tok_s(self) -> float:
-        """Tokens per second of a single stream at the lowest limit among the serving cards."""
-        limits_w = self._state.limits_w()
-        return self._hardware.curve.tok_s(min(limits_w[index] for index in self._hardware.serving)) * self._factor
+        """Tokens per second of a single stream at the lowest limit among the serving cards, as slow as the slowest of them."""
+        limit_w, share = self._state.pace()
+        return self._hardware.curve.tok_s(limit_w) * share * self._factor
 
     def _step_s(self) -> float:
         return (1.0 + BATCH_COST * (len(self.running) - 1)) / self.tok_s()

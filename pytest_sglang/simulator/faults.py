@@ -27,6 +27,13 @@ SERVER = (
 HARDWARE = (
     Fault("slow-decode", "decoding is 20 % slower, nothing else differs"),
     Fault("power-limit-lost", "GPU 2 falls back to its default power limit, at the beginning and within 1 s of any set"),
+    Fault("power-limit-clamped", "GPU 3 takes any power limit, and enforces 220 W at most"),
+    Fault("persistence-off", "persistence mode of GPU 1 is off: its limit is lost when the driver unloads"),
+    Fault("thermal-slowdown", "GPU 2 breathes hot air: within seconds of a load it is at 93 °C and lowers its clocks by a quarter"),
+    Fault("power-brake", "whenever GPU 1 is loaded, an outside power brake halves its clocks"),
+    Fault("energy-counter-reset", "the energy counter of GPU 0 begins again at zero 0.7 s into every load"),
+    Fault("energy-counter-missing", "no card has an energy counter (Not Supported), as cards before Volta"),
+    Fault("energy-unreadable", "GPU 2 has neither an energy counter nor an instantaneous power reading"),
     Fault("nvlink-dead", "every link between GPU 2 and GPU 3 is inactive, and decoding loses what NVLink gains"),
 )
 """In cards, power, links, driver."""

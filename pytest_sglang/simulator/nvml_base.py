@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pytest_sglang.simulator.hardware import Gpu, Hardware
@@ -21,7 +21,11 @@ class Handle:
 
 
 class NvmlBase(NvmlNames):
-    """System, handles and identity. ``dead_pairs``: bridges whose links are inactive; ``lost_limit``: cards that fall back."""
+    """System, handles and identity.
+
+    ``dead_pairs``: bridges whose links are inactive; ``lost_limit``: cards that fall back; ``unreadable``: power readings ("energy",
+    "instant") that a card (None = every card) does not give.
+    """
 
     def __init__(
         self,
@@ -31,11 +35,14 @@ class NvmlBase(NvmlNames):
         *,
         dead_pairs: Sequence[tuple[int, int]] = (),
         lost_limit: Sequence[int] = (),
+        not_persistent: Sequence[int] = (),
+        unreadable: Mapping[int | None, Sequence[str]] | None = None,
         permission: bool = True,
     ) -> None:
         self._directory, self._hardware, self._uuids = Path(directory), hardware, tuple(uuids)
         self._state = HardwareState(directory, hardware)
         self._dead_pairs, self._lost_limit, self._permission = tuple(dead_pairs), tuple(lost_limit), permission
+        self._not_persistent, self._unreadable = tuple(not_persistent), dict(unreadable or {})
         self._opened = 0
 
     # --- opening, closing, the system --------------------------------------------------------------------------------------
@@ -147,7 +154,7 @@ class NvmlBase(NvmlNames):
         return CONSTANTS["NVML_COMPUTEMODE_DEFAULT"]
 
     def nvmlDeviceGetPersistenceMode(self, handle: Handle) -> int:
-        return int(self._gpu(handle).persistence)
+        return int(self._gpu(handle).persistence and handle.index not in self._not_persistent)
 
     # --- inside ------------------------------------------------------------------------------------------------------------
 
@@ -162,6 +169,9 @@ class NvmlBase(NvmlNames):
     def _now(self, handle: Handle) -> CardNow:
         self._check_open()
         return self._state.now()[handle.index]
+
+    def _hidden(self, handle: Handle, reading: str) -> bool:
+        return any(reading in self._unreadable.get(card, ()) for card in (None, handle.index))
 
     def _find(self, wanted: list[str], known: Sequence[str]) -> Handle:
         self._check_open()

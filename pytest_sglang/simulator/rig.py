@@ -80,7 +80,7 @@ class SimulatedRig:
             boot_id=config.boot_id(),
         )
         made.save()
-        HardwareState.create(directory, found, limit_w, made.lost_limit)
+        HardwareState.create(directory, found, limit_w, made.lost_limit, made.traits)
         _furnish(made)
         # last: who finds the clock finds a whole rig
         RigClock.create(directory, speed)
@@ -137,6 +137,8 @@ class SimulatedRig:
             made.uuids,
             dead_pairs=made.dead_pairs,
             lost_limit=made.lost_limit,
+            not_persistent=made.not_persistent,
+            unreadable=made.unreadable,
             permission=made.power_permission,
         )
 
