@@ -303,7 +303,7 @@ def conclude(
     speaking = failed or unread
     verdict: Verdict = "fail" if failed else "inconclusive" if unread else "pass"
     message = "; ".join(f"{each.subject} {each.detail}" for each in speaking) or good
-    cause = f"{speaking[0].detail}: {speaking[0].remedy}" if speaking else None
+    cause = f"{speaking[0].subject} {speaking[0].detail}: {speaking[0].remedy}" if speaking else None
     return Judgement(
         verdict=verdict,
         message=message,

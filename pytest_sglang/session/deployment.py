@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pytest_sglang.server.http import ControlPlane
     from pytest_sglang.server.identity import Identity
     from pytest_sglang.server.log import LogSource
+    from pytest_sglang.session.curve import PowerCurve
     from pytest_sglang.session.guard import Guard
     from pytest_sglang.session.hardware import Hardware
     from pytest_sglang.session.journal import Entry, Journal
@@ -105,6 +106,13 @@ class Deployment:
         from pytest_sglang.session.power import GpuPower
 
         return GpuPower(self)
+
+    @cached_property
+    def curve(self) -> PowerCurve:
+        """Speed and energy over the power levels of this run and of earlier ones."""
+        from pytest_sglang.session.curve import PowerCurve
+
+        return PowerCurve(self)
 
     @cached_property
     def topology(self) -> NvlinkTopology:

@@ -120,7 +120,17 @@ def j_per_token(measured: Throughput) -> tuple[float | None, str | None]:
     return (sum(each.joules or 0.0 for each in rounds) / tokens, None) if tokens else (None, "no tokens")
 
 
-def energy(measured: Throughput, row: ThroughputRow | None, power_w: float | None) -> Judgement:
+def costly(measured: Throughput, reasons: dict[str, dict[str, float]] | None) -> str | None:
+    """Board watts and rate behind the joules of a token, after what held the cards where something did."""
+    numbers = {name: each.value for name, each in throughput_numbers(measured).items()}
+    watts, rate = numbers.get("mean_w"), measured.decode_tok_s
+    parts = causes.throttled(reasons or {})
+    if watts is not None and rate is not None:
+        parts.append(f"{units.show(float(watts), 'W')} of board power (not the wall) at {units.show(rate, 'tok/s')} a stream")
+    return "; ".join(parts) or None
+
+
+def energy(measured: Throughput, row: ThroughputRow | None, power_w: float | None, cause: str | None = None) -> Judgement:
     """Joules per token, of the boards and not of the wall, against the promised row."""
     value, why = j_per_token(measured)
     if (bad := unsound(measured)) is not None:
@@ -130,7 +140,7 @@ def energy(measured: Throughput, row: ThroughputRow | None, power_w: float | Non
         return inconclusive(
             f"no max_j_per_token is promised {level}" + ("" if value is None else f": measured {units.show(value, 'J/token')}")
         )
-    return limits.max_value("j_per_token", value, row.max_j_per_token, unit="J/token", why_missing=why)
+    return limits.max_value("j_per_token", value, row.max_j_per_token, unit="J/token", why_missing=why, cause=cause)
 
 
 def throughput_numbers(measured: Throughput) -> dict[str, Measurement]:

@@ -101,6 +101,10 @@ class Recorder:
         }
         self._set(power_series={"t": old["t"] + new["t"], "gpus": gpus, "windows": old["windows"] + new["windows"]})
 
+    def power_curve(self, curve: dict[str, Any]) -> None:
+        """Speed and energy over power levels, as far as they are measured."""
+        self._set(power_curve=curve)
+
     def findings(self, findings: tuple[Finding, ...]) -> None:
         """Something noticed outside any check."""
         self._set(findings=(*self.run.findings, *(each for each in findings if each not in self.run.findings)))

@@ -104,7 +104,9 @@ class CheckScope:
         """Every promised row of this level and number of streams, each quantity by its own limit."""
         rows = [row for row in self.rows(throughput.streams) if judging.has_rate_or_latency(row)]
         if not rows:
-            self.judge(judging.no_promise(throughput, self.power_w))
+            told = judging.no_promise(throughput, self.power_w)
+            self._of_a_sweep(told, [judging.has_rate_or_latency(row) for row in self._swept()])
+            self.judge(told)
         for row in rows:
             if row.min_tok_s is not None:
                 self.judge(judging.rate_of_row(throughput, row.min_tok_s, row.quantity, self))
@@ -117,7 +119,26 @@ class CheckScope:
     def judge_energy(self, throughput: Throughput) -> None:
         """Joules per output token against every ``max_j_per_token`` promised for this level and number of streams."""
         rows = [row for row in self.rows(throughput.streams) if row.max_j_per_token is not None]
-        self.judge([judging.energy(throughput, row, self.power_w) for row in rows or (None,)])
+        judged = [judging.energy(throughput, row, self.power_w, self._costly(throughput)) for row in rows or (None,)]
+        if not rows:
+            self._of_a_sweep(judged[0], [row.max_j_per_token is not None for row in self._swept()])
+        self.judge(judged)
+
+    def _swept(self) -> list[ThroughputRow]:
+        """Rows of every level of a sweep; none where one level is judged."""
+        levels = self.deployment.options.power_levels_w
+        return [row for level in levels for row in self.deployment.rig.rows(level)] if len(levels) > 1 else []
+
+    def _of_a_sweep(self, told: Judgement, promised: list[bool]) -> None:
+        """A level without a promise in a sweep that has promised ones: measured, shown, and not checked. Raises NotChecked."""
+        if any(promised):
+            level = "" if self.power_w is None else f" at {self.power_w:g} W"
+            measured = told.message.partition("measured ")[2] or told.message
+            raise NotChecked(f"no promise{level}: measured {measured}")
+
+    def _costly(self, throughput: Throughput) -> str | None:
+        """What a token's energy is made of, and what held the cards: the likely cause of too much of it."""
+        return judging.costly(throughput, self.deployment.last_reasons)
 
     def judge_gain(self, throughput: Throughput) -> None:
         """The promised gain over a saved run in which only that one thing differs."""

@@ -71,7 +71,7 @@ def _energies(
     for each in rounds:
         energies = window.between(each.begin_s, each.end_s)
         mine = [(card, energies[card.uuid]) for card in cards]
-        missing = next((f"{card.label}: {energy.invalid_because}" for card, energy in mine if energy.joules is None), None)
+        missing = next((f"GPU {card.index}: {energy.invalid_because}" for card, energy in mine if energy.joules is None), None)
         for card, energy in mine:
             of_cards[card.uuid].append((energy, each.end_s - each.begin_s))
         whole = bool(mine) and missing is None

@@ -314,6 +314,8 @@ class HardwareState:
         loaded_w = gpu.loaded_w(index, self._hardware.curve.drawn_w(card.enforced_w), card.load)
         target_w = idle_w + card.share * (loaded_w - idle_w)
         target_c = gpu.steady_c(index, target_w) + card.hotter_c
+        if card.slowed:
+            target_c = min(target_c, SLOWDOWN_C + 1.0)  # what it slows down for
         hot_at_s = math.inf
         if card.load and not card.slowed and target_c > SLOWDOWN_C:
             hot_at_s = now_s + TAU_C_S * math.log((target_c - card.temperature_c) / (target_c - SLOWDOWN_C))
