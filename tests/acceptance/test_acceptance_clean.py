@@ -40,7 +40,7 @@ def test_every_promise_is_kept(ran: Ran) -> None:
 
 def test_the_last_two_lines_are_the_verdict_and_the_rig_as_left(ran: Ran) -> None:
     lines = [line for line in ran.text.splitlines() if line.strip()]
-    assert lines[-2] == "PASS 9 of 9 (SIMULATED)"
+    assert lines[-2] == "PASS 11 of 11 (SIMULATED)"
     assert lines[-1].startswith("rig as left: limits 250 W x 6, sglang.service active (pid ")
     assert lines[-1].endswith("caches in place (SIMULATED)")
 
