@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -32,22 +33,24 @@ def find(values: Sequence[float], *, confidence: float = 0.99, min_change: float
     splits = range(MIN_SIDE, n - MIN_SIDE + 1)
     if not splits:
         return None
-    best: tuple[float, int, float] | None = None
-    for split in splits:
-        left, right = logs[:split], logs[split:]
-        means = [math.fsum(side) / len(side) for side in (left, right)]
-        squares = math.fsum((x - means[0]) ** 2 for x in left) + math.fsum((x - means[1]) ** 2 for x in right)
-        error = math.sqrt(squares / (n - 2) * (1 / len(left) + 1 / len(right)))
-        difference = means[1] - means[0]
-        score = abs(difference) / error if error > 1e-12 else (math.inf if abs(difference) > 1e-12 else 0.0)
-        if best is None or score > best[0]:
-            best = (score, split, difference)
-    assert best is not None
-    p_value = min(1.0, len(splits) * _two_sided(best[0], n - 2))
-    change = math.expm1(best[2])
+    sums = list(itertools.accumulate(logs))
+    squares = list(itertools.accumulate(x * x for x in logs))
+    scores = [_score(split, n, sums, squares) for split in splits]
+    score, split, difference = max(scores, key=lambda each: each[0])
+    p_value = min(1.0, len(splits) * _two_sided(score, n - 2))
+    change = math.expm1(difference)
     if p_value > 1 - confidence or abs(change) < min_change:
         return None
-    return Step(index=best[1], change=change, p_value=p_value)
+    return Step(index=split, change=change, p_value=p_value)
+
+
+def _score(split: int, n: int, sums: list[float], squares: list[float]) -> tuple[float, int, float]:
+    """(|t| at this split, the split, difference of the means right - left), from running sums."""
+    left, right = sums[split - 1] / split, (sums[-1] - sums[split - 1]) / (n - split)
+    scatter = max(0.0, squares[-1] - split * left**2 - (n - split) * right**2)
+    error = math.sqrt(scatter / (n - 2) * (1 / split + 1 / (n - split)))
+    difference = right - left
+    return (abs(difference) / error if error > 1e-9 else (math.inf if abs(difference) > 1e-9 else 0.0)), split, difference
 
 
 def _two_sided(score: float, degrees: int) -> float:

@@ -98,7 +98,7 @@ def runs(folder: Path) -> tuple[list[Stored], list[Skipped]]:
         try:
             found.append(read(path))
         except (OSError, msgspec.MsgspecError, ValueError) as error:
-            skipped.append(Skipped(str(path), _why(error)))
+            skipped.append(Skipped(str(path), why(error)))
     return sorted(found, key=lambda run: (run.started, run.run_id)), skipped
 
 
@@ -153,7 +153,8 @@ def _records(folder: Path) -> Iterator[Path]:
             yield path
 
 
-def _why(error: Exception) -> str:
+def why(error: Exception) -> str:
+    """Why a run.json was skipped, in a line."""
     if isinstance(error, OSError):
         return error.strerror or str(error)
     return f"not a run.json of this kind: {error}"
