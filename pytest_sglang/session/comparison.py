@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -219,7 +220,13 @@ def _history_boots(history: Sequence[store.Stored], place: tuple[Any, ...], name
             if (item.power_w, item.throughput.streams) == place
         ]
         groups.setdefault(_stored_key(run), []).extend(each for each in boots if each)
-    return [group for group in groups.values() if len(group) > 1]
+    return [level for group in groups.values() if len(level := _one_level(group)) > 1]
+
+
+def _one_level(boots: list[list[float]]) -> list[list[float]]:
+    """The newest boots that are of one level: a step between boots is a change, and no spread."""
+    step = steps.find([math.fsum(each) / len(each) for each in boots])
+    return boots if step is None else _one_level(boots[step.index :])
 
 
 def _stored(each: store.StoredRound, name: str) -> float | None:
@@ -248,7 +255,7 @@ def _starts(before: Sequence[Run], after: Sequence[Run], history: Sequence[store
                 ready = item.startup.get("ready_s")
                 if item.startup.get("kind") == kind and ready:
                     known.setdefault(_stored_key(run), []).append([float(ready)])
-        spread = regression.learn([*(group for group in known.values() if len(group) > 1), *sides])
+        spread = regression.learn([*(level for group in known.values() if len(level := _one_level(group)) > 1), *sides])
         judged = spread.degrees is not None and spread.degrees >= 3
         note = "" if judged else "shown, not judged: fewer than 4 earlier starts tell how far starts differ"
         found.append(
