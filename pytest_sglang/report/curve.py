@@ -15,8 +15,13 @@ _HEAD = ("cap", "tok/s", "interval", "promise", "power", "J/token", "of top", "h
 
 def points(run: Run) -> list[dict[str, Any]]:
     """The points of the run's curve by rising cap; none where fewer than two levels are known."""
-    found = list(run.power_curve.get("points") or [])
-    return found if len(found) > 1 else []
+    found = run.power_curve.get("points")
+    known = [each for each in found if _is_point(each)] if isinstance(found, (list, tuple)) else []
+    return known if len(known) > 1 else []
+
+
+def _is_point(each: Any) -> bool:
+    return isinstance(each, dict) and all(isinstance(each.get(name), (int, float)) for name in ("power_w", "tok_s"))
 
 
 def swept(run: Run) -> bool:
