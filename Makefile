@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ENGINE := .engine
 
-.PHONY: demo test lint test-engine soak clean help
+.PHONY: bench bench-sampler demo test lint test-engine soak clean help
 .DEFAULT_GOAL := help
 
 help:
@@ -12,6 +12,7 @@ help:
 	@echo "make test         the plugin's own tests"
 	@echo "make lint         ruff, mypy --strict, import contracts"
 	@echo "make test-engine  the tests against a real SGLang on the CPU (installs it into $(ENGINE), 1.8 GB)"
+	@echo "make bench-sampler  cost and jitter of the power sampler beside 64 and 256 streams"
 	@echo "make soak         every fault through the whole suite, and repeated clean runs (long)"
 
 $(VENV)/.stamp: pyproject.toml constraints.txt
@@ -41,6 +42,11 @@ lint: $(VENV)/.stamp-dev
 test-engine: $(VENV)/.stamp-dev
 	@bash tests/engine/engine/install.sh $(ENGINE)
 	@SGLANG_ENGINE_REQUIRED=1 $(BIN)/python -m pytest -W error tests/engine
+
+# how evenly the power sampler samples beside many streams, and what it costs
+bench: bench-sampler
+bench-sampler: $(VENV)/.stamp-dev
+	@$(BIN)/python benchmarks/sampler/bench.py
 
 soak: $(VENV)/.stamp-dev
 	@$(BIN)/python tests/soak.py
