@@ -192,7 +192,9 @@ def pcie_under_load(
     if not seen and "pcie" not in unavailable:
         findings.append(unknown("pcie", "PCIe", "link under load", Unreadable("no promised card worked in the measurement")))
     good = "PCIe links under load are as promised"
-    return conclude(findings, good=good, quantity="pcie_gen" if gens else None, measured=measured)
+    wanted_gens = [promise.pcie_gen for promise, gpu in zip(promised, loaded, strict=True) if gpu and promise.pcie_gen is not None]
+    limit = Limit(">=", min(wanted_gens), "") if wanted_gens and gens else None
+    return conclude(findings, good=good, quantity="pcie_gen" if gens else None, measured=measured, limit=limit)
 
 
 # --- power --------------------------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +35,11 @@ class Simulation:
     def nvml_context(self) -> dict[str, str]:
         """How another process (guard, sampler) opens the same stand-in."""
         return {"nvml": "pytest_sglang.session.simulated:open_nvml", "argument": str(self.rig.directory)}
+
+    def kernel_log(self, command: Sequence[str]) -> tuple[int, str]:
+        """Exit code and output of journalctl or dmesg on the simulated rig."""
+        code, output = self.rig.kernel_log(list(command))
+        return int(code), str(output)
 
     def close(self, journal: Journal) -> None:
         """End every process of it and remove its directory, if the run made it."""

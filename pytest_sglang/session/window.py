@@ -16,6 +16,7 @@ from pytest_sglang.load.measure import measure as run_rounds
 from pytest_sglang.record import units
 from pytest_sglang.record.values import Round, Throughput
 from pytest_sglang.rig.model import Workload
+from pytest_sglang.session import underload
 
 if TYPE_CHECKING:
     from pytest_sglang.gpu.energy import EnergyWindow
@@ -41,6 +42,7 @@ def measure(
         tolerance=workload.tolerance,
     )
     session = _Session(deployment, workload, streams, output_tokens, limit, quantity)
+    before = underload.counters(deployment.hardware, deployment.hardware.serving) if deployment.hardware is not None else None
     with ExitStack() as stack:
         window = stack.enter_context(deployment.power.window()) if deployment.hardware is not None else None
         session.soak(workload.soak_s or (LEVEL_3_SOAK_S if deployment.options.level >= 3 else 0.0))
@@ -61,6 +63,9 @@ def measure(
         result = _with_energy(deployment, window, result)
         deployment.last_reasons = _reasons(deployment, window, result)
         deployment.recorder.power_series(_series(deployment, window, result))
+    if window is not None and before is not None and deployment.hardware is not None:
+        load = underload.seen(deployment.hardware, window, result, before)
+        deployment.loads.extend([] if load is None else [load])
     _record(deployment, result, limit, quantity)
     return result
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 import uuid
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from pytest_sglang.simulator import hardware
+from pytest_sglang.simulator.ailments import Ailments
 from pytest_sglang.simulator.faults import FAULTS
 from pytest_sglang.simulator.hardware import Hardware
 
@@ -18,8 +19,8 @@ MODEL = "/models/home-70b-awq"
 WRONG_MODEL = "/models/home-32b-gptq"
 FALLING_BACK = 2
 """The card that loses its limit under the fault power-limit-lost."""
-DEAD_PAIR = (2, 3)
-"""The bridge that is dead under the fault nvlink-dead."""
+MISPLACED = (0, 1, 2, 4)
+"""The cards on which the server runs under the fault server-misplaced."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,13 @@ class Config:
     @property
     def hardware(self) -> Hardware:
         """The cards and what they can do."""
-        return hardware.load(self.hardware_name)
+        found = hardware.load(self.hardware_name)
+        return replace(found, serving=MISPLACED) if "server-misplaced" in self.faults else found
+
+    @property
+    def ailments(self) -> Ailments:
+        """What its faults do to the hardware."""
+        return Ailments(self.directory, self.hardware, self.faults)
 
     @property
     def url(self) -> str:
@@ -72,11 +79,6 @@ class Config:
     def model(self) -> str:
         """The model that is really served."""
         return WRONG_MODEL if "wrong-model" in self.faults else MODEL
-
-    @property
-    def dead_pairs(self) -> tuple[tuple[int, int], ...]:
-        """Bridges whose links are inactive."""
-        return (DEAD_PAIR,) if "nvlink-dead" in self.faults else ()
 
     @property
     def lost_limit(self) -> tuple[int, ...]:

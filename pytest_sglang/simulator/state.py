@@ -38,7 +38,7 @@ _HEAD = struct.Struct("<8sqqqqq")  # magic, number of cards, published pieces, o
 _OWNER = struct.Struct("<qq")
 _PUBLISHED_AT, _OWNER_AT = 16, 24
 _TIME = struct.Struct("<d")
-_CARD = struct.Struct("<10d")
+_CARD = struct.Struct("<11d")
 
 
 class CardPiece(NamedTuple):
@@ -54,6 +54,7 @@ class CardPiece(NamedTuple):
     memory_b: float
     fallback_at_s: float
     fallback_w: float
+    busy_s: float = 0.0
 
     def power_after(self, elapsed_s: float) -> float:
         """Board power in watts."""
@@ -69,6 +70,11 @@ class CardPiece(NamedTuple):
     def temperature_after(self, elapsed_s: float) -> float:
         """Temperature in degrees Celsius."""
         return self.target_c + (self.temperature_c - self.target_c) * math.exp(-max(0.0, elapsed_s) / TAU_C_S)
+
+
+    def busy_after(self, elapsed_s: float) -> float:
+        """Seconds of load that the card has had: for what grows while it works."""
+        return self.busy_s + (max(0.0, elapsed_s) if self.load > 0.5 else 0.0)
 
 
 class Piece(NamedTuple):
@@ -88,6 +94,7 @@ class CardNow(NamedTuple):
     temperature_c: float
     load: float
     memory_b: int
+    busy_s: float
 
 
 class HardwareState:
@@ -145,6 +152,7 @@ class HardwareState:
                     temperature_c=card.temperature_after(elapsed_s),
                     load=card.load,
                     memory_b=int(card.memory_b),
+                    busy_s=card.busy_after(elapsed_s),
                 )
             )
         return tuple(found)
@@ -153,6 +161,11 @@ class HardwareState:
         """The enforced limit of every card."""
         self._settle()
         return tuple(card.limit_w for card in self._read(self._published()).cards)
+
+    def busy_s(self, index: int) -> float:
+        """Seconds of load that one card has had."""
+        piece = self._read(self._published())
+        return piece.cards[index].busy_after(time.monotonic() - piece.begin_s)
 
     def owner(self) -> tuple[int, int]:
         """Pid and start ticks of the process that holds the serving cards; (0, 0) = nobody."""
@@ -228,6 +241,7 @@ class HardwareState:
                 energy_j=card.energy_after(elapsed_s),
                 power_w=card.power_after(elapsed_s),
                 temperature_c=card.temperature_after(elapsed_s),
+                busy_s=card.busy_after(elapsed_s),
             )
             changed = change(index, grown)
             target_w = gpu.loaded_w(index, changed.limit_w, changed.load)

@@ -1,4 +1,7 @@
-"""Fault x check, compared exactly. A verdict is "pass", "fail", or the id of the check because of which it is inconclusive."""
+"""Fault x check, compared exactly.
+
+A verdict is "pass", "fail", the id of the check because of which it is inconclusive, or "inconclusive" for reasons of its own.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,14 @@ CHECKS = (
     "nvlink",
     "server-identity",
     "ready",
+    "placement",
     "findings",
     "decode-throughput",
+    "links-under-load",
     "warm-restart",
     "cold-start",
+    "gpu-health",
+    "kernel-log",
 )
 
 
@@ -28,7 +35,48 @@ HARDWARE: dict[str, dict[str, str]] = {
         power_limit="fail", decode_throughput="power-limit", warm_restart="power-limit", cold_start="power-limit"
     ),
     "nvlink-dead": row(nvlink="fail", decode_throughput="fail"),
+    "nvlink-partial": row(nvlink="fail"),
+    "nvlink-crossed": row(nvlink="fail"),
+    "nvlink-errors": row(links_under_load="fail"),
+    "server-misplaced": row(placement="fail", decode_throughput="fail"),
+    "pcie-x4": row(
+        gpu_identity="fail",
+        power_limit="gpu-identity",
+        nvlink="gpu-identity",
+        placement="gpu-identity",
+        decode_throughput="power-limit",
+        links_under_load="fail",
+        warm_restart="gpu-identity",
+        cold_start="gpu-identity",
+    ),
+    "pcie-gen1": row(links_under_load="fail"),
+    "pcie-replays": row(links_under_load="fail"),
+    "ecc-errors": row(gpu_health="fail"),
+    "row-remap-pending": row(gpu_health="fail"),
+    "xid-79": row(
+        decode_throughput="fail",
+        links_under_load="decode-throughput",
+        warm_restart="decode-throughput",
+        cold_start="decode-throughput",
+        gpu_health="fail",
+        kernel_log="fail",
+    ),
+    "foreign-process": row(placement="fail"),
+    "not-supported": row(
+        gpu_identity="inconclusive",
+        power_limit="gpu-identity",
+        nvlink="gpu-identity",
+        placement="gpu-identity",
+        decode_throughput="power-limit",
+        links_under_load="inconclusive",
+        warm_restart="gpu-identity",
+        cold_start="gpu-identity",
+    ),
+    "kernel-log-hidden": row(kernel_log="inconclusive"),
 }
+
+REFUSED: dict[str, str] = {"driver-mismatch": "different versions"}
+"""Faults with which nothing can be judged: exit code 4, and what the message must name."""
 
 CACHES: dict[str, dict[str, str]] = {
     "cache-cold": row(warm_restart="fail"),
@@ -54,6 +102,19 @@ CAUSES: dict[str, dict[str, str]] = {
     "slow-decode": {"decode-throughput": "no cause found"},
     "power-limit-lost": {"power-limit": "GPU 2"},
     "nvlink-dead": {"nvlink": "2-3", "decode-throughput": "NVLink"},
+    "nvlink-partial": {"nvlink": "only 3 of 4"},
+    "nvlink-crossed": {"nvlink": "GPU 0 is linked to GPU 2"},
+    "nvlink-errors": {"links-under-load": "GPU 0 link 1"},
+    "server-misplaced": {"placement": "choose GPUs 0, 1, 2, 3", "decode-throughput": "NVLink"},
+    "pcie-x4": {"gpu-identity": "GPU 1 PCIe x4", "links-under-load": "GPU 1 PCIe x4 under load"},
+    "pcie-gen1": {"links-under-load": "GPU 1 PCIe gen 1 under load"},
+    "pcie-replays": {"links-under-load": "PCIe replays"},
+    "ecc-errors": {"gpu-health": "GPU 1"},
+    "row-remap-pending": {"gpu-health": "waits for its remap"},
+    "xid-79": {"decode-throughput": "Xid 79", "gpu-health": "GPU 2", "kernel-log": "fallen off the bus"},
+    "foreign-process": {"placement": "ollama"},
+    "not-supported": {"gpu-identity": "Not Supported", "links-under-load": "not readable"},
+    "kernel-log-hidden": {"kernel-log": "usermod -aG systemd-journal"},
     "cache-cold": {"warm-restart": "new kernel"},
     "never-ready": {"warm-restart": "capture_decode"},
     "dies-loading": {"warm-restart": "OutOfMemoryError"},
@@ -67,6 +128,15 @@ def verdicts(run: dict[str, object]) -> dict[str, str]:
     """A run.json in the terms of the table."""
     checks = run["checks"]
     assert isinstance(checks, list)
-    return {
-        check["id"]: check["inconclusive_because"] if check["verdict"] == "inconclusive" else check["verdict"] for check in checks
-    }
+    return {check["id"]: _because(check) if check["verdict"] == "inconclusive" else check["verdict"] for check in checks}
+
+
+def _because(check: dict[str, str]) -> str:
+    named = check["inconclusive_because"]
+    return named if named in CHECKS else "inconclusive"
+
+
+def exit_code(fault: str) -> int:
+    """What the run exits with."""
+    verdicts_of = set(TABLE[fault].values())
+    return 1 if "fail" in verdicts_of else 0 if verdicts_of == {"pass"} else 6

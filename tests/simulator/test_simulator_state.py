@@ -205,12 +205,13 @@ def test_speed_is_linear_between_points_and_flat_beyond(cards: Hardware) -> None
     assert cards.curve.mhz(250) == 975
 
 
-def test_pairs_and_partners(cards: Hardware) -> None:
-    assert cards.serving_pairs() == ((0, 1), (2, 3))
-    assert [cards.partner(index) for index in range(7)] == [1, 0, 3, 2, 5, 4, None]
+def test_cards_meet_where_the_toml_says(cards: Hardware) -> None:
+    assert [cards.meeting(0, other) for other in range(1, 4)] == ["PHB", "NODE", "NODE"]
     assert cards.bus_id(0) == "00000000:01:00.0"
+    pcie = hardware.load("four-3090-pcie")
+    assert [pcie.meeting(0, other) for other in range(1, 4)] == ["PIX", "PXB", "SYS"]
 
 
 def test_unknown_hardware_is_refused_by_name() -> None:
-    with pytest.raises(ValueError, match=r"no simulated hardware 'eight-h100' \(there is .*six-3090"):
-        hardware.load("eight-h100")
+    with pytest.raises(ValueError, match=r"no simulated hardware 'nine-h100' \(there is .*six-3090"):
+        hardware.load("nine-h100")
