@@ -16,7 +16,7 @@ TOLERANCE_W = 1.0
 
 EXPECTED_REASONS = frozenset({"gpu_idle", "sw_power_cap", "applications_clocks_setting", "display_clock_setting"})
 """Clocks event reasons that are no fault: on a power-capped card the software power cap *is* the normal state."""
-_FAULTY_REASONS = {
+FAULTY_REASONS = {
     "hw_thermal_slowdown": "the card is too hot and halves its clocks: check fans, dust, air flow",
     "sw_thermal_slowdown": "the card is warm enough to lower its clocks: check fans and air flow",
     "hw_power_brake_slowdown": "an outside power brake holds the card: check the power supply and its cables",
@@ -297,7 +297,7 @@ def clocks(shares: Mapping[str, Mapping[str, float]], *, labels: Mapping[str, st
         if not reasons:
             findings.append(Finding("clocks", "info", label, "what limits the clocks is not readable"))
             continue
-        for reason, remedy in _FAULTY_REASONS.items():
+        for reason, remedy in FAULTY_REASONS.items():
             if reasons.get(reason, 0.0) >= 0.01:
                 detail = f"{reason} held the clocks for {reasons[reason] * 100:.0f} % of the time"
                 findings.append(Finding("clocks", "warn", label, detail, remedy))

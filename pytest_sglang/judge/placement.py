@@ -59,7 +59,7 @@ def placement(
     findings: list[Finding] = []
     if wanted is not None and here != sorted(wanted):
         detail = f"runs on GPUs {_list(here)}, promised {_list(wanted)}"
-        remedy = "set CUDA_VISIBLE_DEVICES with CUDA_DEVICE_ORDER=PCI_BUS_ID, or --base-gpu-id"
+        remedy = f"set {_visible(wanted)}, or --base-gpu-id"
         findings.append(Finding("placement", "fail", "server", detail, remedy))
     everything = sorted({*all_gpus, *here})
     for group in groups(here, tp):
@@ -96,6 +96,10 @@ def _list(gpus: Iterable[int]) -> str:
     return ", ".join(map(str, sorted(gpus)))
 
 
+def _visible(gpus: Iterable[int]) -> str:
+    return f"CUDA_DEVICE_ORDER=PCI_BUS_ID CUDA_VISIBLE_DEVICES={','.join(map(str, sorted(gpus)))}"
+
+
 def _good(here: Sequence[int], links: FoundLinks, tp: int | None, told: AllReduce | None) -> str:
     expected = expected_all_reduce(here, links, tp)
     good = f"the server runs on GPUs {_list(here)}"
@@ -122,8 +126,7 @@ def _group(group: Sequence[int], links: FoundLinks, everything: Sequence[int]) -
     detail = f"tensor parallel group on GPUs {_list(group)}: " + "; ".join(told)
     remedy = "no better choice of GPUs here"
     if sorted(better) != sorted(group):
-        visible = ",".join(map(str, better))
-        remedy = f"choose GPUs {_list(better)}: CUDA_DEVICE_ORDER=PCI_BUS_ID CUDA_VISIBLE_DEVICES={visible}"
+        remedy = f"choose GPUs {_list(better)}: {_visible(better)}"
     return [Finding("placement-pairs", "fail", "server", detail, remedy)]
 
 

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from pytest_sglang.session.hardware import Hardware
 
 
+SILENT = "does not answer the driver any more"
+
+
 def memory(hardware: Hardware) -> tuple[list[FoundMemory], dict[str, str]]:
     """Memory state of the promised cards, and those that do not answer any more, with the reason."""
     found: list[FoundMemory] = []
@@ -27,8 +30,8 @@ def memory(hardware: Hardware) -> tuple[list[FoundMemory], dict[str, str]]:
     for card in hardware.present:
         try:
             found.append(card.memory_state())
-        except GpuLost as error:
-            lost[f"GPU {card.index}"] = str(error).partition(" is lost: ")[2]
+        except GpuLost:
+            lost[f"GPU {card.index}"] = SILENT
     return found, lost
 
 

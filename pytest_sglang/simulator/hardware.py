@@ -41,6 +41,10 @@ class Gpu:
     brand: int = 5
     architecture: int = 7
     memory_bus_bits: int = 384
+    c_per_w: float = 0.115
+    """Degrees above the ambient temperature for each watt, once the card has settled."""
+    mem_step_mhz: int = 250
+    """A compute load holds a GeForce card in P2, one memory step below its highest."""
     ecc: bool = False
     """Counts memory errors and remaps rows, as data centre cards do."""
     unsupported: tuple[str, ...] = ()
@@ -53,7 +57,7 @@ class Gpu:
 
     def steady_c(self, index: int, watts: float) -> float:
         """Temperature that a card reaches after minutes at ``watts``; inner cards run hotter."""
-        return self.ambient_c + 0.115 * watts + 1.5 * (index % 3)
+        return self.ambient_c + self.c_per_w * watts + 1.5 * (index % 3)
 
 
 @dataclass(frozen=True)

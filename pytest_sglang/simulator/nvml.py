@@ -102,8 +102,7 @@ class SimulatedNvml(NvmlBase):
         if type in (CONSTANTS["NVML_CLOCK_SM"], CONSTANTS["NVML_CLOCK_GRAPHICS"]):
             return self._hardware.curve.mhz(now.limit_w) if now.load > 0 else gpu.clock_sm_idle_mhz
         if type == CONSTANTS["NVML_CLOCK_MEM"]:
-            # a compute load holds a 3090 in P2, one memory step below its highest
-            return gpu.clock_mem_max_mhz - 250 if now.load > 0 else gpu.clock_mem_idle_mhz
+            return gpu.clock_mem_max_mhz - gpu.mem_step_mhz if now.load > 0 else gpu.clock_mem_idle_mhz
         if type == CONSTANTS["NVML_CLOCK_VIDEO"]:
             return 1290 if now.load > 0 else 555
         raise nvml_error("INVALID_ARGUMENT")

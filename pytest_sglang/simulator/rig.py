@@ -147,6 +147,10 @@ class SimulatedRig:
         """Exit code and output of ``journalctl -k`` or ``dmesg`` on this rig."""
         return ailments.kernel_log(self.directory, command, self.config.faults)
 
+    def pretend(self, pid: int) -> None:
+        """Let process ``pid`` hold the serving cards as if it had been decoding on them for a while."""
+        HardwareState(self.directory, self.config.hardware).pretend(pid)
+
     # --- its life ----------------------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:

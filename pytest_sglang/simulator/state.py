@@ -227,6 +227,18 @@ class HardwareState:
         if not pid:
             self.set_load(0.0, 0)
 
+    def pretend(self, pid: int, *, memory_b: int = int(21.2 * 2**30), busy_s: float = 60.0) -> None:
+        """Process ``pid`` holds the serving cards and has loaded them for ``busy_s``: power and temperature have settled."""
+        self.set_owner(pid)
+        self.set_load(1.0, memory_b)
+        with self._locked():
+            piece = self._read(self._published())
+            settled = [
+                card._replace(power_w=card.target_w, temperature_c=card.target_c, busy_s=card.busy_s + busy_s if card.load else 0.0)
+                for card in piece.cards
+            ]
+            self._publish(Piece(time.monotonic(), tuple(settled)))
+
     def _change(self, change: Callable[[int, CardPiece], CardPiece]) -> None:
         with self._locked():
             self._settle_locked(time.monotonic())

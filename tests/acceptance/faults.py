@@ -105,7 +105,7 @@ CAUSES: dict[str, dict[str, str]] = {
     "nvlink-partial": {"nvlink": "only 3 of 4"},
     "nvlink-crossed": {"nvlink": "GPU 0 is linked to GPU 2"},
     "nvlink-errors": {"links-under-load": "GPU 0 link 1"},
-    "server-misplaced": {"placement": "choose GPUs 0, 1, 2, 3", "decode-throughput": "NVLink"},
+    "server-misplaced": {"placement": "CUDA_VISIBLE_DEVICES=0,1,2,3", "decode-throughput": "GPUs 0, 1, 2, 4"},
     "pcie-x4": {"gpu-identity": "GPU 1 PCIe x4", "links-under-load": "GPU 1 PCIe x4 under load"},
     "pcie-gen1": {"links-under-load": "GPU 1 PCIe gen 1 under load"},
     "pcie-replays": {"links-under-load": "PCIe replays"},
