@@ -143,7 +143,9 @@ def findings(xids: tuple[Xid, ...], labels: dict[str, str] | None = None, *, onl
         severity, meaning = _meaning(all_of_it[0])
         if severity == "fail" and only and pci and pci not in (labels or {}):
             severity = "warn"
-        times = "" if len(all_of_it) == 1 else f", {len(all_of_it)} times"
+        # the loss of a card is written twice, as an Xid and in words
+        count = len({int(each.at_s) for each in all_of_it}) if code == 79 else len(all_of_it)
+        times = "" if count == 1 else f", {count} times"
         subject = (labels or {}).get(pci, pci or "driver")
         head = f"Xid {code}{times}: " if code else "kernel log: "
         told.append(Finding("xid" if code else "nvrm", severity, subject, f"{head}{all_of_it[0].text or meaning}", meaning))

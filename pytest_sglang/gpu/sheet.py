@@ -6,6 +6,7 @@ from typing import Any
 
 from pytest_sglang.gpu.card import Card
 from pytest_sglang.gpu.readings import Missing, Reading, value_or_none
+from pytest_sglang.judge.hardware import GRANT
 
 
 def sheet(card: Card) -> dict[str, Any]:
@@ -21,7 +22,7 @@ def sheet(card: Card) -> dict[str, Any]:
         "pci": card.pci,
         **{name: value_or_none(each) for name, each in readings.items()},
         "unsupported": sorted(name for name, each in missing.items() if each.unsupported),
-        "unreadable": {name: each.reason for name, each in missing.items()},
+        "unreadable": {name: f"{each.reason} ({GRANT})" if each.permission else each.reason for name, each in missing.items()},
         "lost": None,
     }
 

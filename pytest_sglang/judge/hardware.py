@@ -309,10 +309,10 @@ def clocks(shares: Mapping[str, Mapping[str, float]], *, labels: Mapping[str, st
 
 # --- shared by every judgement of hardware --------------------------------------------------------------------------------------
 
-_GRANT = "run as root, or give this user access to /dev/nvidia* (group video or render)"
+GRANT = "run as root, or give this user access to /dev/nvidia* (group video or render)"
 
 
-def unknown(kind: str, subject: str, what: str, why: Unreadable | None, grant: str = _GRANT) -> Finding:
+def unknown(kind: str, subject: str, what: str, why: Unreadable | None, grant: str = GRANT) -> Finding:
     """A promised reading that could not be taken: it makes its judgement inconclusive, never pass."""
     reason = why.reason if why is not None else "no reason given"
     remedy = grant if why is not None and why.permission else f'or waive it in the rig file: unavailable = ["{kind}"]'

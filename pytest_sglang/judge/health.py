@@ -88,7 +88,9 @@ def _memory(was: FoundMemory | None, now: FoundMemory) -> list[Finding]:
         grown = now.uncorrected - begin
         if grown > 0:
             detail = f"{grown} uncorrected memory errors since the run began"
-            findings.append(Finding("ecc", "fail", now.label, detail, "run dcgmi diag or a memory test; replace the card if they go on"))
+            findings.append(
+                Finding("ecc", "fail", now.label, detail, "run dcgmi diag or a memory test; replace the card if they go on")
+            )
         elif now.uncorrected > 0:
             detail = f"{now.uncorrected} uncorrected memory errors since the driver was loaded, none since the run began"
             findings.append(Finding("ecc", "warn", now.label, detail, "watch them: nvidia-smi -q -d ECC"))
@@ -114,7 +116,9 @@ def repeats(
         rate = grown / max(seconds, 1.0) * 60.0
         bad = rate > MANY_PER_MINUTE or label.endswith("recovery")
         subject, _, what = label.rpartition(" ") if not pcie else (label.removesuffix(" PCIe replays"), "", "PCIe replays")
-        remedy = "reseat the card; check riser, slot and cable" if pcie else "reseat the bridge with the rig off, clean its contacts"
+        remedy = (
+            "reseat the card; check riser, slot and cable" if pcie else "reseat the bridge with the rig off, clean its contacts"
+        )
         named = what if pcie else f"NVLink errors ({what})"
         detail = f"{grown} {named} in {seconds:.0f} s of load ({rate:.0f} a minute)"
         kind = "pcie-replays" if pcie else "nvlink-errors"

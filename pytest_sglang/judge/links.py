@@ -13,6 +13,9 @@ from pytest_sglang.rig.model import GpuPromise, NvlinkPromise
 
 Pair = tuple[int, int]
 
+FARTHEST = 60
+"""Taken for two cards whose common PCIe ancestor is not known: behind every known level."""
+
 
 class FoundLinks(Value, frozen=True, kw_only=True):
     """NVLink as found. ``pairs``: active links between two GPUs, by NVML index (smaller first); a pair without any is absent.
@@ -113,7 +116,9 @@ def _unusable(subject: str, status: str | None) -> Finding | None:
     if status in (None, "OK", "U"):
         return None
     detail = f"the links are up, but NVLink peer-to-peer is off (status {status} of nvidia-smi topo -p2p n)"
-    remedy = "look at nvidia-smi topo -p2p n; IOMMU and virtualisation settings, the fabric manager, or a registry key of the driver"
+    remedy = (
+        "look at nvidia-smi topo -p2p n; IOMMU and virtualisation settings, the fabric manager, or a registry key of the driver"
+    )
     return Finding("nvlink-p2p", "fail", subject, detail, remedy)
 
 
@@ -122,7 +127,7 @@ def best_gpus(count: int, links: FoundLinks, gpus: Sequence[int]) -> tuple[int, 
 
     def worth(chosen: tuple[int, ...]) -> tuple[int, int, list[int]]:
         pairs = list(combinations(chosen, 2))
-        far = sum(links.levels.get(pair, 0) for pair in pairs)
+        far = sum(links.levels.get(pair, FARTHEST) for pair in pairs)
         return sum(links.between(a, b) for a, b in pairs), -far, [-index for index in chosen]
 
     return max(combinations(sorted(gpus), min(count, len(gpus))), key=worth)

@@ -107,7 +107,9 @@ def _good(here: Sequence[int], links: FoundLinks, tp: int | None, told: AllReduc
         return good
     state = "on" if expected else "off"
     if told is not None and told.state == state:
-        return f"{good}; custom all-reduce is {state}, as " + ("its links let expect" if expected else "expected without full NVLink")
+        return f"{good}; custom all-reduce is {state}, as " + (
+            "its links let expect" if expected else "expected without full NVLink"
+        )
     return f"{good}; custom all-reduce is expected to be {state}"
 
 

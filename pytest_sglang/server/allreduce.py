@@ -1,6 +1,7 @@
 """Custom all-reduce as SGLang's log tells of it: one table keyed by version. The server goes on either way, and says it nowhere else.
 
-Sources: sglang/srt/distributed/device_communicators/custom_all_reduce.py and its callers in 0.5.10, 0.5.11, 0.5.23.
+Sources: sglang/srt/distributed/device_communicators/custom_all_reduce.py (0.5.10, 0.5.11), custom_all_reduce_utils.py and
+custom_all_reduce_v2.py (0.5.23), distributed/parallel_state.py (all).
 """
 
 from __future__ import annotations
@@ -24,12 +25,32 @@ class Saying(Value, frozen=True):
     why: str
 
 
-_ANY = r"Custom_?[Aa]ll_?[Rr]educe(?:V2)?"
+_ANY = r"Custom ?[Aa]ll ?[Rr]educe(?:V2)?"
 SAYINGS: tuple[Saying, ...] = (
-    Saying(OLDEST, NEWEST, "off", rf"{_ANY} is disabled because it's not supported on more than two PCIe-only GPUs", "more than two cards without NVLink between every two"),
-    Saying(OLDEST, NEWEST, "off", r"is disabled because your platform lacks GPU P2P capability or P2P test failed", "no peer access between the cards, or its test failed"),
-    Saying(OLDEST, NEWEST, "off", r"is disabled due to an unsupported world size: (\d+)", "no implementation for {0} cards"),
-    Saying(OLDEST, NEWEST, "off", rf"{_ANY} is disabled because this process group spans across nodes", "the group spans several machines"),
+    Saying(
+        OLDEST,
+        NEWEST,
+        "off",
+        rf"{_ANY} is disabled because it's not supported on more than two PCIe-only GPUs",
+        "more than two cards without NVLink between every two",
+    ),
+    Saying(
+        OLDEST,
+        NEWEST,
+        "off",
+        rf"{_ANY} is disabled because your platform lacks GPU P2P capability or P2P test failed",
+        "no peer access between the cards, or its test failed",
+    ),
+    Saying(
+        OLDEST, NEWEST, "off", rf"{_ANY} is disabled due to an unsupported world size: (\d+)", "no implementation for {0} cards"
+    ),
+    Saying(
+        OLDEST,
+        NEWEST,
+        "off",
+        rf"{_ANY} is disabled because this process group spans across nodes",
+        "the group spans several machines",
+    ),
     Saying(OLDEST, NEWEST, "off", r"Setup Custom allreduce failed with (.*?)\.? To silence this warning", "its set-up failed: {0}"),
     Saying(OLDEST, NEWEST, "on", r"Registering (\d+) cuda graph addresses", "{0} addresses registered in graph capture"),
     Saying(OLDEST, (0, 5, 11), "on", r"Custom allreduce v2 initialized successfully", "version 2 initialized"),

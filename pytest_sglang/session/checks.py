@@ -94,9 +94,7 @@ STANDARD: dict[str, CheckSpec] = {
             promised=lambda rig: rig.server is not None and rig.gain is not None,
             uses_server=True,
         ),
-        CheckSpec(
-            "links-under-load", "measure", after=_SERVER, min_level=2, promised=_links_under_load, uses_server=True
-        ),
+        CheckSpec("links-under-load", "measure", after=_SERVER, min_level=2, promised=_links_under_load, uses_server=True),
         CheckSpec(
             "warm-restart",
             "restart",

@@ -91,71 +91,55 @@ class Subject:
             self.cards = self.nvml.cards()
             self.gone = {index: _why(missing.reason) for index, missing in self.nvml.unopened.items()}
             self._labels = {card.pci: f"GPU {card.index}" for card in self.cards if card.pci}
-            before, begin_s = self._counters(), time.monotonic()
-            sheets = self._sheets()
-            topology = self._topology()
-            beings = self._processes()
-            time.sleep(max(0.0, BETWEEN_S - (time.monotonic() - begin_s)))
-            after, seconds = self._counters(), time.monotonic() - begin_s
-            messages = host.messages_since(0.0, self._run)
-            findings = [
-                *self._promised(topology, beings),
-                *health.repeats(before, after, seconds),
-                *self._standing(sheets, topology, after),
-                *self._kernel(messages),
-            ]
-            seen = {
-                "simulated": self._simulated,
-                "rig": None if self.rig is None else self.rig.name,
-                "driver": self.nvml.driver(),
-                "cuda": _plain(self.nvml.cuda()),
-                "kernel": host.kernel_release(),
-                "gpus": sheets,
-                "nvlink": _nvlink(topology, after),
-                "processes": beings,
-                "kernel_log": {
-                    "readable": not isinstance(messages, Missing),
-                    "reason": messages.reason if isinstance(messages, Missing) else None,
-                },
-                "findings": [records.plain(each) for each in _sorted(findings)],
-            }
-        return seen
+            while True:
+                try:
+                    return self._look()
+                except GpuLost as error:
+                    self._lose(error)
+
+    def _look(self) -> dict[str, Any]:
+        before, begin_s = self._counters(), time.monotonic()
+        sheets = [lost(index, "does not answer", why) for index, why in self.gone.items()]
+        sheets = sorted([*sheets, *(sheet(card) for card in self.cards)], key=lambda each: int(each["index"]))
+        topology, beings = links.read(self.nvml, self.cards), self._processes()
+        time.sleep(max(0.0, BETWEEN_S - (time.monotonic() - begin_s)))
+        after, seconds = self._counters(), time.monotonic() - begin_s
+        messages = host.messages_since(0.0, self._run)
+        findings = [
+            *self._promised(topology, beings, sheets),
+            *health.repeats(before, after, seconds),
+            *self._standing(sheets, topology, after),
+            *self._kernel(messages),
+        ]
+        return {
+            "simulated": self._simulated,
+            "rig": None if self.rig is None else self.rig.name,
+            "driver": self.nvml.driver(),
+            "cuda": _plain(self.nvml.cuda()),
+            "kernel": host.kernel_release(),
+            "gpus": sheets,
+            "nvlink": _nvlink(topology, after),
+            "processes": beings,
+            "kernel_log": {
+                "readable": not isinstance(messages, Missing),
+                "reason": messages.reason if isinstance(messages, Missing) else None,
+            },
+            "findings": [records.plain(each) for each in _sorted(findings)],
+        }
 
     # --- reading ---------------------------------------------------------------------------------------------------------------
 
-    def _sheets(self) -> list[dict[str, Any]]:
-        sheets = [lost(index, "does not answer", why) for index, why in self.gone.items()]
-        for card in list(self.cards):
-            try:
-                sheets.append(sheet(card))
-            except GpuLost as error:
-                sheets.append(lost(card.index, card.label, self._lose(card, error)))
-        return sorted(sheets, key=lambda each: int(each["index"]))
-
-    def _lose(self, card: Card, error: GpuLost) -> str:
+    def _lose(self, error: GpuLost) -> None:
+        """Go on without a card that has fallen off the bus while it was looked at."""
+        card = next(each for each in self.cards if each.label == error.label)
         self.cards.remove(card)
         self.gone[card.index] = _why(str(error))
-        return self.gone[card.index]
-
-    def _topology(self) -> links.Topology:
-        while True:
-            try:
-                return links.read(self.nvml, self.cards)
-            except GpuLost as error:
-                self._lose(next(card for card in self.cards if card.label == error.label), error)
 
     def _counters(self) -> dict[str, int]:
         """PCIe replays and NVLink errors of every card by label."""
-        found: dict[str, int] = {}
-        for card in list(self.cards):
-            try:
-                replays = card.pcie_replays()
-                if not isinstance(replays, Missing):
-                    found[f"GPU {card.index} PCIe replays"] = replays
-                found.update(links.link_errors(self.nvml, [card], links.read(self.nvml, [card])))
-            except GpuLost as error:
-                self._lose(card, error)
-        return found
+        found = {f"GPU {card.index} PCIe replays": card.pcie_replays() for card in self.cards}
+        errors = links.link_errors(self.nvml, self.cards, links.read(self.nvml, self.cards))
+        return {**{label: count for label, count in found.items() if not isinstance(count, Missing)}, **errors}
 
     def _processes(self) -> list[dict[str, Any]]:
         """Who holds a context on which card; ``server``: it belongs to the promised server."""
@@ -192,7 +176,9 @@ class Subject:
 
     # --- judging ---------------------------------------------------------------------------------------------------------------
 
-    def _promised(self, topology: links.Topology, beings: Sequence[Mapping[str, Any]]) -> list[Finding]:
+    def _promised(
+        self, topology: links.Topology, beings: Sequence[Mapping[str, Any]], sheets: Sequence[Mapping[str, Any]]
+    ) -> list[Finding]:
         """Against the rig file: identity, power limits, links, PCIe under load, placement."""
         rig = self.rig
         if rig is None or not rig.gpus:
@@ -203,7 +189,7 @@ class Subject:
         if rig.nvlink is not None:
             told += links_judge.nvlink(rig.nvlink, rig.gpus, found, topology.found(), unavailable=rig.unavailable).findings
         matched = judge.match(rig.gpus, found)
-        busy = {each.index for each in self.cards if standing.works(sheet(each))}
+        busy = {each["index"] for each in sheets if each["lost"] is None and standing.works(each)}
         loaded = [gpu if gpu is not None and gpu.index in busy else None for gpu in matched]
         if any(loaded):
             told += judge.pcie_under_load(rig.gpus, loaded, unavailable=rig.unavailable).findings

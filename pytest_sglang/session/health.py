@@ -68,7 +68,9 @@ def judge_kernel_log(deployment: Deployment) -> Judgement:
 
 def labels(deployment: Deployment) -> dict[str, str]:
     """Names of the promised cards by PCI bus id."""
-    return {} if deployment.hardware is None else {card.pci: f"GPU {card.index}" for card in deployment.hardware.present if card.pci}
+    return (
+        {} if deployment.hardware is None else {card.pci: f"GPU {card.index}" for card in deployment.hardware.present if card.pci}
+    )
 
 
 def loss(deployment: Deployment, error: GpuLost) -> str:

@@ -71,7 +71,6 @@ class CardPiece(NamedTuple):
         """Temperature in degrees Celsius."""
         return self.target_c + (self.temperature_c - self.target_c) * math.exp(-max(0.0, elapsed_s) / TAU_C_S)
 
-
     def busy_after(self, elapsed_s: float) -> float:
         """Seconds of load that the card has had: for what grows while it works."""
         return self.busy_s + (max(0.0, elapsed_s) if self.load > 0.5 else 0.0)
