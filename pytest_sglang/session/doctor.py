@@ -147,20 +147,20 @@ class Subject:
 
         mine = self._server()
         pids = {mine, *(each.pid for each in tree(mine))} if mine is not None else set()
-        found = []
+        found: list[dict[str, Any]] = []
         for card in self.cards:
             listed = card.processes()
-            for each in [] if isinstance(listed, Missing) else listed:
-                found.append(
-                    {
-                        "gpu": card.index,
-                        "pid": each.pid,
-                        "name": card.process_name(each.pid),
-                        "kind": each.kind,
-                        "used_bytes": each.used_bytes,
-                        "server": each.pid in pids,
-                    }
-                )
+            found += [
+                {
+                    "gpu": card.index,
+                    "pid": each.pid,
+                    "name": card.process_name(each.pid),
+                    "kind": each.kind,
+                    "used_bytes": each.used_bytes,
+                    "server": each.pid in pids,
+                }
+                for each in ([] if isinstance(listed, Missing) else listed)
+            ]
         return found
 
     def _server(self) -> int | None:

@@ -76,9 +76,9 @@ class NvlinkTopology:
         deployment, rig = self._deployment, self._deployment.rig
         if rig.server is None:
             raise NotChecked("the rig file promises no server (add a [server] table)")
-        if "placement" in rig.unavailable:
-            raise NotChecked('waived in the rig file: unavailable = ["placement"]')
         pids, serving = self._serving()
+        if isinstance(serving, Unreadable) and "placement" in rig.unavailable:
+            raise NotChecked(f"on which GPUs the server runs cannot be read ({serving.reason}); waived in the rig file")
         cards = self.hardware.cards
         here = set(serving) if not isinstance(serving, Unreadable) else {card.index for card in self.hardware.serving}
         strangers = processes.foreign([card for card in cards if card.index in here], pids) if pids else ()

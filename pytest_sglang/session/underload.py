@@ -10,8 +10,8 @@ import msgspec
 
 from pytest_sglang.gpu import links
 from pytest_sglang.gpu.readings import Missing
-from pytest_sglang.judge import health
 from pytest_sglang.judge import hardware as judge
+from pytest_sglang.judge import health
 from pytest_sglang.judge.hardware import FoundGpu, Unreadable
 from pytest_sglang.judge.verdict import Judgement, combine
 from pytest_sglang.record.values import Finding, Throughput, Value

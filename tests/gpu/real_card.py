@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from pytest_sglang.gpu.power import run_command  # noqa: E402
-from pytest_sglang.session import doctor  # noqa: E402
+from pytest_sglang.gpu.power import run_command
+from pytest_sglang.session import doctor
 
 NEAR: dict[str, float] = {
     "power_average_w": 15.0,
