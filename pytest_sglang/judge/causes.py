@@ -28,11 +28,12 @@ class Observed(Value, frozen=True, kw_only=True):
 
     Dictionaries are by the card's label ("GPU 2"). ``links_missing``: serving pairs without all their links ("GPU 2-3: no link").
     ``reasons``: shares of the measured time by clocks event reason. ``pcie``: (width now, promised width). ``slowdown_c``: where
-    the card begins to slow down. ``cuda_graph``: False when the log's decode lines say that no graph was used.
+    the card begins to slow down. ``misplaced``: what is wrong about the cards on which the server runs. ``cuda_graph``: False when the log's decode lines say that no graph was used.
     """
 
     power_w: float | None = None
     enforced_w: dict[str, float] | None = None
+    misplaced: tuple[str, ...] | None = None
     links_missing: tuple[str, ...] | None = None
     reasons: dict[str, dict[str, float]] | None = None
     foreign_processes: tuple[str, ...] | None = None
@@ -51,6 +52,7 @@ def slow_decode(seen: Observed) -> str:
     found: list[str] = []
     for name, answer in (
         ("power limit", _power(seen)),
+        ("placement", seen.misplaced),
         ("NVLink", seen.links_missing and [f"NVLink is missing on serving cards ({'; '.join(seen.links_missing)})"]),
         ("throttling", _throttled(seen)),
         ("temperature", _hot(seen)),

@@ -180,7 +180,9 @@ def pcie_under_load(
     if not seen and "pcie" not in unavailable:
         findings.append(unknown("pcie", "PCIe", "link under load", Unreadable("no promised card worked in the measurement")))
     good = "PCIe links under load are as promised"
-    return conclude(findings, good=good, quantity="pcie_gen" if gens else None, measured=measured)
+    wanted_gens = [promise.pcie_gen for promise, gpu in zip(promised, loaded, strict=True) if gpu and promise.pcie_gen is not None]
+    limit = Limit(">=", min(wanted_gens), "") if wanted_gens and gens else None
+    return conclude(findings, good=good, quantity="pcie_gen" if gens else None, measured=measured, limit=limit)
 
 
 # --- power --------------------------------------------------------------------------------------------------------------------
@@ -279,10 +281,10 @@ def _persistence(gpu: FoundGpu, watts: float, *, promised: bool) -> list[Finding
 
 # --- shared by every judgement of hardware --------------------------------------------------------------------------------------
 
-_GRANT = "run as root, or give this user access to /dev/nvidia* (group video or render)"
+GRANT = "run as root, or give this user access to /dev/nvidia* (group video or render)"
 
 
-def unknown(kind: str, subject: str, what: str, why: Unreadable | None, grant: str = _GRANT) -> Finding:
+def unknown(kind: str, subject: str, what: str, why: Unreadable | None, grant: str = GRANT) -> Finding:
     """A promised reading that could not be taken: it makes its judgement inconclusive, never pass."""
     reason = why.reason if why is not None else "no reason given"
     remedy = grant if why is not None and why.permission else f'or waive it in the rig file: unavailable = ["{kind}"]'

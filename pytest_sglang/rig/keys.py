@@ -56,6 +56,7 @@ TABLES: dict[str, Table] = {
             served_name=leaves.text("my-model"),
             tp=leaves.whole(4),
             gpus=leaves.many(leaves.whole(0, low=0), "[0, 1]"),
+            exclusive=leaves.yes_no,
             torch_compile=leaves.yes_no,
             api_key_env=leaves.variable,
             log=leaves.local_path("/var/log/sglang/sglang.log"),

@@ -45,6 +45,8 @@ class ServerPromise(Value, frozen=True, kw_only=True):
     served_name: str | None = None
     tp: int | None = None
     gpus: tuple[int, ...] | None = None
+    exclusive: bool | None = None
+    """Nobody else computes on the server's GPUs; a display server does not count."""
     torch_compile: bool | None = None
     api_key_env: str | None = None
     log: str | None = None

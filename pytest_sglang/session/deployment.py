@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from pytest_sglang.session.server import SglangServer
     from pytest_sglang.session.simulated import Simulation
     from pytest_sglang.session.topology import NvlinkTopology
+    from pytest_sglang.session.underload import UnderLoad
 
 Progress = Callable[[str | None], None]
 
@@ -68,6 +69,10 @@ class Deployment:
         """Shares of the last measured time by clocks event reason, by card."""
         self.worked: dict[float | None, tuple[Worked, ...]] = {}
         """What the serving cards did over the newest measurement at each power level."""
+        self.loads: list[UnderLoad] = []
+        """PCIe and NVLink in each measured load of this run."""
+        self.lost_in: str | None = None
+        """Id of the check in which a card fell off the bus; nothing is measured after it."""
         self.closed = False
 
     # --- parts -----------------------------------------------------------------------------------------------------------

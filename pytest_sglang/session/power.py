@@ -148,6 +148,24 @@ class GpuPower:
         unopened = {index: missing.reason for index, missing in self.hardware.nvml.unopened.items()}
         return judge.identity(rig.gpus, self.hardware.found(), unopened=unopened, unavailable=rig.unavailable)
 
+    def judge_links_under_load(self) -> Judgement:
+        """PCIe generation and width while the serving cards worked, and what PCIe and NVLink sent again."""
+        from pytest_sglang.session import underload
+
+        return underload.judged(self._deployment)
+
+    def judge_health(self) -> Judgement:
+        """Every promised GPU still answers, counted no memory error since the run began, has no memory row to remap."""
+        from pytest_sglang.session import health
+
+        return health.judge_health(self._deployment)
+
+    def judge_kernel_log(self) -> Judgement:
+        """No Xid and no other fault of the driver in the kernel log since the run began."""
+        from pytest_sglang.session import health
+
+        return health.judge_kernel_log(self._deployment)
+
     def judge_limit(self, watts: float | None) -> Judgement:
         """Requested = enforced = ``watts`` on every promised GPU, persistence mode on where it is promised."""
         if watts is None:

@@ -6,19 +6,27 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
+from pytest_sglang.gpu.readings import GpuLost
 from pytest_sglang.judge import stats
 from pytest_sglang.judge.sequential import Decision
 from pytest_sglang.judge.verdict import Judgement, combine
 from pytest_sglang.record.run import Check, Measurement
 from pytest_sglang.record.values import Finding, Startup, Throughput
 from pytest_sglang.rig.model import ThroughputRow
-from pytest_sglang.session import judging, starting
+from pytest_sglang.session import health, judging, starting
 from pytest_sglang.session.checks import STANDARD, CheckSpec
 from pytest_sglang.session.errors import CheckFailed, Inconclusive, NotChecked
 from pytest_sglang.session.wanted import MaxNewKernels, MinThroughput, ReadyWithin, Wanted
 
 if TYPE_CHECKING:
     from pytest_sglang.session.deployment import Deployment
+
+
+_OF_THIS_MACHINE = frozenset({"identity", "power", "links", "health"})
+_OF_ITS_CARDS = frozenset({"energy-per-token", "throttling", "placement", "links-under-load"})
+"""Stages whose checks look at the cards of this machine."""
 
 
 class CheckScope:
@@ -57,14 +65,18 @@ class CheckScope:
 
     def enter(self) -> None:
         """Preconditions: a check whose precondition failed is inconclusive and names it. Sets the power level where allowed."""
-        recorder, server = self.deployment.recorder, self.deployment.server
+        recorder = self.deployment.recorder
+        lost_in = self.deployment.lost_in
+        if lost_in is not None and self.spec.stage != "health":
+            raise Inconclusive(f"not measured: a GPU was lost in {lost_in}", because=lost_in)
         for before in self.spec.after:
             verdict = recorder.verdict_of(before, self.power_w)
             if verdict in ("fail", "inconclusive"):
                 raise Inconclusive(f"not measured, because {before} is {_stands(verdict)}", because=before)
-        if self.spec.uses_server and server.lost_by not in (None, self.spec.id):
-            raise Inconclusive(f"not measured: the server did not come back in {server.lost_by}", because=server.lost_by)
-        if self.spec.stage in ("identity", "power", "links") or self.spec.id in ("energy-per-token", "throttling"):
+        lost_by = self.deployment.server.lost_by if self.spec.uses_server else None
+        if lost_by not in (None, self.spec.id):
+            raise Inconclusive(f"not measured: the server did not come back in {lost_by}", because=lost_by)
+        if self.spec.stage in _OF_THIS_MACHINE or self.spec.id in _OF_ITS_CARDS:
             self.deployment.require_this_machine()
         if self.power_w is not None and self.deployment.options.may_set_power:
             self.deployment.power.ensure(self.power_w)
@@ -221,6 +233,9 @@ class CheckScope:
         told = judging.told(error)
         if told is None:
             return None
+        if isinstance(error, GpuLost):
+            self.deployment.lost_in = self.spec.id
+            told = msgspec.structs.replace(told, cause=health.loss(self.deployment, error))
         self._final = Judgement(
             verdict="fail", message=told.message, cause=told.cause, findings=told.findings, measured=told.measured
         )

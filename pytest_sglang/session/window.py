@@ -13,7 +13,7 @@ from pytest_sglang.load.measure import measure as run_rounds
 from pytest_sglang.record import units
 from pytest_sglang.record.values import Round, Throughput
 from pytest_sglang.rig.model import Workload
-from pytest_sglang.session import heat
+from pytest_sglang.session import heat, underload
 from pytest_sglang.session import worked as hardware_side
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ def measure(
         tolerance=workload.tolerance,
     )
     session = _Session(deployment, workload, streams, output_tokens, limit, quantity)
+    before = underload.counters(deployment.hardware, deployment.hardware.serving) if deployment.hardware is not None else None
     with ExitStack() as stack:
         window = stack.enter_context(deployment.power.window()) if deployment.hardware is not None else None
         if (soak_s := workload.soak_s or (LEVEL_3_SOAK_S if deployment.options.level >= 3 else 0.0)) > 0:
@@ -61,6 +62,9 @@ def measure(
     by_gpu = None
     if window is not None:
         result, by_gpu = hardware_side.observe(deployment, window, result, session.held)
+    if window is not None and before is not None and deployment.hardware is not None:
+        load = underload.seen(deployment.hardware, window, result, before)
+        deployment.loads.extend([] if load is None else [load])
     _record(deployment, result, limit, quantity, by_gpu)
     return result
 

@@ -65,6 +65,12 @@ class Request:
         return None if self.finish is None else self.finish.get("matched")
 
 
+def _bridged(config: Config) -> bool:
+    """NVLink carries what the serving cards exchange: every one of them is linked to another one."""
+    ailments, serving = config.ailments, config.hardware.serving
+    return all(any(ailments.linked(one, other) for other in serving if other != one) for one in serving)
+
+
 class Engine:
     """The running batch. Everything happens on one event loop."""
 
@@ -81,8 +87,7 @@ class Engine:
         self.waiting = 0
         self.gen_throughput = 0.0
         self.metrics = Metrics()
-        linked = not any(pair in config.dead_pairs for pair in self._hardware.serving_pairs())
-        gain = 1.0 + (self._hardware.curve.nvlink_gain if linked and self._hardware.serving_pairs() else 0.0)
+        gain = 1.0 + (self._hardware.curve.nvlink_gain if _bridged(config) else 0.0)
         self._factor = gain * (SLOW if "slow-decode" in config.faults else 1.0)
         self._ends_early = "early-stop" in config.faults
 

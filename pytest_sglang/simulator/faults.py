@@ -35,6 +35,20 @@ HARDWARE = (
     Fault("energy-counter-missing", "no card has an energy counter (Not Supported), as cards before Volta"),
     Fault("energy-unreadable", "GPU 2 has neither an energy counter nor an instantaneous power reading"),
     Fault("nvlink-dead", "every link between GPU 2 and GPU 3 is inactive, and decoding loses what NVLink gains"),
+    Fault("nvlink-partial", "one of the four links between GPU 2 and GPU 3 is inactive: the bridge sits half"),
+    Fault("nvlink-crossed", "the bridges join GPU 0 with 2 and 1 with 3, not 0 with 1 and 2 with 3"),
+    Fault("nvlink-errors", "link 1 of GPU 0 sends data again and again while it works"),
+    Fault("server-misplaced", "the server runs on GPUs 0, 1, 2, 4: one whole pair and two halves"),
+    Fault("pcie-x4", "GPU 1 has four PCIe lanes"),
+    Fault("pcie-gen1", "GPU 1 stays at PCIe generation 1 under load"),
+    Fault("pcie-replays", "GPU 1 sends PCIe packets again and again while it works"),
+    Fault("ecc-errors", "GPU 1, a card with ECC here, counts uncorrected memory errors while it works"),
+    Fault("row-remap-pending", "GPU 1, a card with ECC here, has a memory row to remap"),
+    Fault("xid-79", "GPU 2 falls off the bus after 5 s of load: GPU is lost, Xid 79 in the kernel log"),
+    Fault("foreign-process", "another program computes on GPU 1"),
+    Fault("not-supported", "the cards answer NotSupported to PCIe link, energy counter, clocks reasons and more"),
+    Fault("driver-mismatch", "library and kernel module of the driver have different versions: NVML does not open"),
+    Fault("kernel-log-hidden", "this user may not read the kernel log"),
 )
 """In cards, power, links, driver."""
 

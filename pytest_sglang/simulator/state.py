@@ -40,7 +40,7 @@ _HEAD = struct.Struct("<8sqqqqq")  # magic, number of cards, published pieces, o
 _OWNER = struct.Struct("<qq")
 _PUBLISHED_AT, _OWNER_AT = 16, 24
 _TIME = struct.Struct("<d")
-_CARD = struct.Struct("<20d")
+_CARD = struct.Struct("<21d")
 
 
 class CardPiece(NamedTuple):
@@ -71,6 +71,7 @@ class CardPiece(NamedTuple):
     lost_j: float = 0.0
     capped_s: float = 0.0
     hot_s: float = 0.0
+    busy_s: float = 0.0
 
     @property
     def enforced_w(self) -> float:
@@ -102,6 +103,10 @@ class CardPiece(NamedTuple):
         """Temperature in degrees Celsius."""
         return self.target_c + (self.temperature_c - self.target_c) * math.exp(-max(0.0, elapsed_s) / TAU_C_S)
 
+    def busy_after(self, elapsed_s: float) -> float:
+        """Seconds of load that the card has had: for what grows while it works."""
+        return self.busy_s + (max(0.0, elapsed_s) if self.load > 0.5 else 0.0)
+
 
 class Piece(NamedTuple):
     """Every card from ``begin_s`` (CLOCK_MONOTONIC) on."""
@@ -127,6 +132,7 @@ class CardNow(NamedTuple):
     braked: bool
     capped_s: float
     hot_s: float
+    busy_s: float
 
 
 class HardwareState:
@@ -164,11 +170,12 @@ class HardwareState:
             limit_w = gpu.default_w if index in fallbacks else power_w
             idle_w = gpu.loaded_w(index, limit_w, 0.0)
             trait = (traits or {}).get(index, Trait())
-            idle_c = gpu.steady_c(index, idle_w) + trait.hotter_c
+            usual_c = gpu.steady_c(index, idle_w)
+            idle_c = usual_c if trait.idle_c is None else trait.idle_c
             energy_j = 41_250.0 + 1_375.0 * index
             card = CardPiece(limit_w, energy_j, idle_w, idle_w, idle_c, idle_c, 0.0, 0.0, math.inf, gpu.default_w)
-            own = {name: getattr(trait, name) for name in ("clamp_w", "hotter_c", "brake", "reset_after_s")}
-            cards.append(card._replace(**own))
+            own = {name: getattr(trait, name) for name in ("clamp_w", "brake", "reset_after_s")}
+            cards.append(card._replace(hotter_c=idle_c - usual_c, **own))
         state._publish(Piece(time.monotonic(), tuple(cards)))
         return state
 
@@ -202,6 +209,7 @@ class HardwareState:
                     braked=bool(card.brake < 1.0 and card.load),
                     capped_s=card.capped_s + self._capped(card) * max(0.0, elapsed_s),
                     hot_s=card.hot_s + bool(card.slowed and card.load) * max(0.0, elapsed_s),
+                    busy_s=card.busy_after(elapsed_s),
                 )
             )
         return tuple(found)
@@ -222,6 +230,11 @@ class HardwareState:
         """The software power cap holds its clocks: it works, nothing else holds it, and it draws all that its limit allows."""
         free = card.load > 0.5 and card.share == 1.0
         return free and self._hardware.curve.drawn_w(card.enforced_w) == card.enforced_w
+
+    def busy_s(self, index: int) -> float:
+        """Seconds of load that one card has had."""
+        piece = self._read(self._published())
+        return piece.cards[index].busy_after(time.monotonic() - piece.begin_s)
 
     def owner(self) -> tuple[int, int]:
         """Pid and start ticks of the process that holds the serving cards; (0, 0) = nobody."""
@@ -283,6 +296,18 @@ class HardwareState:
         if not pid:
             self.set_load(0.0, 0)
 
+    def pretend(self, pid: int, *, memory_b: int = int(21.2 * 2**30), busy_s: float = 60.0) -> None:
+        """Process ``pid`` holds the serving cards and has loaded them for ``busy_s``: power and temperature have settled."""
+        self.set_owner(pid)
+        self.set_load(1.0, memory_b)
+        with self._locked():
+            piece = self._read(self._published())
+            settled = [
+                card._replace(power_w=card.target_w, temperature_c=card.target_c, busy_s=card.busy_s + busy_s if card.load else 0.0)
+                for card in piece.cards
+            ]
+            self._publish(Piece(time.monotonic(), tuple(settled)))
+
     def _change(self, change: Callable[[int, CardPiece], CardPiece]) -> None:
         with self._locked():
             self._settle_locked(time.monotonic())
@@ -299,6 +324,7 @@ class HardwareState:
                 temperature_c=card.temperature_after(elapsed_s),
                 capped_s=card.capped_s + self._capped(card) * elapsed_s,
                 hot_s=card.hot_s + bool(card.slowed and card.load) * elapsed_s,
+                busy_s=card.busy_after(elapsed_s),
             )
             changed = change(index, grown)
             if changed.load and not card.load:

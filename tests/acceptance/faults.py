@@ -9,12 +9,16 @@ CHECKS = (
     "nvlink",
     "server-identity",
     "ready",
+    "placement",
     "findings",
     "decode-throughput",
     "energy-per-token",
     "throttling",
+    "links-under-load",
     "warm-restart",
     "cold-start",
+    "gpu-health",
+    "kernel-log",
 )
 
 
@@ -47,7 +51,54 @@ HARDWARE: dict[str, dict[str, str]] = {
     "energy-counter-missing": row(),
     "energy-unreadable": row(energy_per_token="inconclusive"),
     "nvlink-dead": row(nvlink="fail", decode_throughput="fail"),
+    "nvlink-partial": row(nvlink="fail"),
+    "nvlink-crossed": row(nvlink="fail"),
+    "nvlink-errors": row(links_under_load="fail"),
+    "server-misplaced": row(placement="fail", decode_throughput="fail", energy_per_token="placement", throttling="placement"),
+    "pcie-x4": row(
+        gpu_identity="fail",
+        power_limit="gpu-identity",
+        nvlink="gpu-identity",
+        placement="gpu-identity",
+        decode_throughput="power-limit",
+        energy_per_token="power-limit",
+        throttling="power-limit",
+        links_under_load="fail",
+        warm_restart="gpu-identity",
+        cold_start="gpu-identity",
+    ),
+    "pcie-gen1": row(links_under_load="fail"),
+    "pcie-replays": row(links_under_load="fail"),
+    "ecc-errors": row(gpu_health="fail"),
+    "row-remap-pending": row(gpu_health="fail"),
+    "xid-79": row(
+        decode_throughput="fail",
+        energy_per_token="decode-throughput",
+        throttling="decode-throughput",
+        links_under_load="decode-throughput",
+        warm_restart="decode-throughput",
+        cold_start="decode-throughput",
+        gpu_health="fail",
+        kernel_log="fail",
+    ),
+    "foreign-process": row(placement="fail", energy_per_token="placement", throttling="placement"),
+    "not-supported": row(
+        gpu_identity="inconclusive",
+        power_limit="gpu-identity",
+        nvlink="gpu-identity",
+        placement="gpu-identity",
+        decode_throughput="power-limit",
+        energy_per_token="power-limit",
+        throttling="power-limit",
+        links_under_load="inconclusive",
+        warm_restart="gpu-identity",
+        cold_start="gpu-identity",
+    ),
+    "kernel-log-hidden": row(kernel_log="inconclusive"),
 }
+
+REFUSED: dict[str, str] = {"driver-mismatch": "different versions"}
+"""Faults with which nothing can be judged: exit code 4, and what the message must name."""
 
 CACHES: dict[str, dict[str, str]] = {
     "cache-cold": row(warm_restart="fail"),
@@ -59,10 +110,12 @@ SERVER: dict[str, dict[str, str]] = {
     "wrong-model": row(
         server_identity="fail",
         ready="server-identity",
+        placement="server-identity",
         findings="server-identity",
         decode_throughput="server-identity",
         energy_per_token="server-identity",
         throttling="server-identity",
+        links_under_load="server-identity",
         warm_restart="server-identity",
         cold_start="server-identity",
     ),
@@ -71,6 +124,7 @@ SERVER: dict[str, dict[str, str]] = {
         decode_throughput="ready",
         energy_per_token="ready",
         throttling="ready",
+        links_under_load="ready",
         warm_restart="ready",
         cold_start="ready",
     ),
@@ -88,6 +142,19 @@ CAUSES: dict[str, dict[str, str]] = {
     "energy-counter-reset": {"energy-per-token": "GPU 0: counter reset"},
     "energy-unreadable": {"energy-per-token": "GPU 2: not supported"},
     "nvlink-dead": {"nvlink": "2-3", "decode-throughput": "NVLink"},
+    "nvlink-partial": {"nvlink": "only 3 of 4"},
+    "nvlink-crossed": {"nvlink": "GPU 0 is linked to GPU 2"},
+    "nvlink-errors": {"links-under-load": "GPU 0 link 1"},
+    "server-misplaced": {"placement": "CUDA_VISIBLE_DEVICES=0,1,2,3", "decode-throughput": "GPUs 0, 1, 2, 4"},
+    "pcie-x4": {"gpu-identity": "GPU 1 PCIe x4", "links-under-load": "GPU 1 PCIe x4 under load"},
+    "pcie-gen1": {"links-under-load": "GPU 1 PCIe gen 1 under load"},
+    "pcie-replays": {"links-under-load": "PCIe replays"},
+    "ecc-errors": {"gpu-health": "GPU 1"},
+    "row-remap-pending": {"gpu-health": "waits for its remap"},
+    "xid-79": {"decode-throughput": "Xid 79", "gpu-health": "GPU 2", "kernel-log": "fallen off the bus"},
+    "foreign-process": {"placement": "ollama"},
+    "not-supported": {"gpu-identity": "Not Supported", "links-under-load": "not readable"},
+    "kernel-log-hidden": {"kernel-log": "usermod -aG systemd-journal"},
     "cache-cold": {"warm-restart": "new kernel"},
     "never-ready": {"warm-restart": "capture_decode"},
     "dies-loading": {"warm-restart": "OutOfMemoryError"},
@@ -105,10 +172,11 @@ def verdicts(run: dict[str, object]) -> dict[str, str]:
 
 
 def _because(check: dict[str, str]) -> str:
-    return check["inconclusive_because"] if check["inconclusive_because"] in CHECKS else "inconclusive"
+    named = check["inconclusive_because"]
+    return named if named in CHECKS else "inconclusive"
 
 
 def exit_code(fault: str) -> int:
-    """Of a run of the whole suite with this fault."""
-    verdicts_of_it = set(TABLE[fault].values())
-    return 1 if "fail" in verdicts_of_it else 6 if verdicts_of_it - {"pass"} else 0
+    """What the run exits with."""
+    verdicts_of = set(TABLE[fault].values())
+    return 1 if "fail" in verdicts_of else 0 if verdicts_of == {"pass"} else 6

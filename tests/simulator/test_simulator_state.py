@@ -205,15 +205,16 @@ def test_speed_is_linear_between_points_and_flat_beyond(cards: Hardware) -> None
     assert cards.curve.mhz(250) == 975
 
 
-def test_pairs_and_partners(cards: Hardware) -> None:
-    assert cards.serving_pairs() == ((0, 1), (2, 3))
-    assert [cards.partner(index) for index in range(7)] == [1, 0, 3, 2, 5, 4, None]
+def test_cards_meet_where_the_toml_says(cards: Hardware) -> None:
+    assert [cards.meeting(0, other) for other in range(1, 4)] == ["PHB", "NODE", "NODE"]
     assert cards.bus_id(0) == "00000000:01:00.0"
+    pcie = hardware.load("four-3090-pcie")
+    assert [pcie.meeting(0, other) for other in range(1, 4)] == ["PIX", "PXB", "SYS"]
 
 
 def test_unknown_hardware_is_refused_by_name() -> None:
-    with pytest.raises(ValueError, match=r"no simulated hardware 'eight-h100' \(there is .*six-3090"):
-        hardware.load("eight-h100")
+    with pytest.raises(ValueError, match=r"no simulated hardware 'nine-h100' \(there is .*six-3090"):
+        hardware.load("nine-h100")
 
 
 # --- what single cards have of their own -----------------------------------------------------------------------------------
@@ -245,7 +246,7 @@ def test_a_clamped_card_takes_any_limit_and_keeps_its_own(tmp_path: Path, cards:
 def test_a_card_in_hot_air_slows_down_seconds_after_a_load_and_recovers_when_cool(
     tmp_path: Path, cards: Hardware, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    live = _traits(tmp_path, cards, c2=Trait(hotter_c=57.0))
+    live = _traits(tmp_path, cards, c2=Trait(idle_c=92.0))
     live.set_load(1.0)
     assert (live.now()[2].hot, live.pace()[1]) == (False, 1.0)
     _ahead(live, monkeypatch, 4.0)
