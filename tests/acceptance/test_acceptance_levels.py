@@ -26,6 +26,18 @@ def test_each_level_is_judged_once_and_the_first_limits_stand_afterwards(tmp_pat
     assert rates == pytest.approx({250.0: 39 * 1.11, 390.0: 52.5 * 1.11}, rel=0.04)
     assert {each["id"]: each["reason"] for each in run["not_checked"]} == {"warm-restart": "deselected", "cold-start": "deselected"}
 
+    # the curve of the two: 390 W is a third faster, and no other level is within 5 % of it
+    curve = run["power_curve"]
+    assert [(each["power_w"], each["min_tok_s"], each["held_by"]) for each in curve["points"]] == [
+        (250.0, 42.0, "power cap"),
+        (390.0, 55.0, "power cap"),
+    ]
+    assert (curve["fastest_w"], curve["suggested_w"], curve["key"]["nvlink"]) == (390.0, 390.0, ["0-1: 4", "2-3: 4"])
+    assert "power curve: decode of 1 stream, NVLink 0-1 and 2-3" in done.stdout
+    assert "suggested cap: 390 W" in done.stdout
+    assert 'id="sg-chart-curve"' in next((tmp_path / "reports").glob("*/report.html")).read_text()
+    assert len(list((tmp_path / "reports" / "power-curves").rglob("*.json"))) == 1
+
     cases = {case.get("name"): case for case in ElementTree.parse(junit).getroot().iter("testcase")}
     case = cases["test_decode_throughput[390W]"]
     properties = {each.get("name"): each.get("value") for each in case.iter("property")}
