@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from pytest_sglang.rig.model import Rig, ThroughputRow
 
-STAGES: tuple[str, ...] = ("identity", "power", "links", "server", "findings", "measure", "restart", "cold", "health")
+STAGES: tuple[str, ...] = ("identity", "power", "links", "server", "findings", "measure", "restart", "cold", "health", "baseline")
 """The fixed order. Nothing is restarted before everything else has been measured: the server may not come back.
 
-Last of all: what happened to the cards meanwhile.
+Last of all: what happened to the cards meanwhile, and the comparison with the baseline.
 """
 
 
@@ -32,6 +32,8 @@ class CheckSpec:
         return STAGES.index(self.stage)
 
 
+BASELINE = "baseline"
+"""Id of the check that ``--sglang-baseline=compare`` asks for."""
 _SERVER = ("server-identity", "ready")
 
 
@@ -111,6 +113,8 @@ STANDARD: dict[str, CheckSpec] = {
         ),
         CheckSpec("gpu-health", "health", promised=lambda rig: bool(rig.gpus)),
         CheckSpec("kernel-log", "health", promised=lambda rig: bool(rig.gpus)),
+        # asked for by --sglang-baseline=compare, not by the rig file
+        CheckSpec(BASELINE, "baseline", promised=lambda rig: False),
     )
 }
 
