@@ -52,15 +52,25 @@ def _subject(options: RunOptions, hardware: str | None) -> Iterator[Subject]:
         if hardware is not None:
             raise Refused("--hardware is for the simulated rig only: add --rig=simulated")
         rig = promise.resolve(options) if promise.named(options) else None
-        yield Subject(_open(None), rig, run_command, simulated=False)
+        yield Subject(open_driver(), rig, run_command, simulated=False, server_pid=_listens(options.url) if rig is None else None)
         return
     with simulated.at_work(options, hardware) as simulation:
         fits = simulation.rig.config.hardware_name == promise.SIMULATED_PROMISE
         rig = promise.resolve(options) if fits else None
-        yield Subject(_open(simulation.rig.nvml()), rig, simulation.kernel_log, simulated=True, server_pid=os.getpid())
+        yield Subject(open_driver(simulation.rig.nvml()), rig, simulation.kernel_log, simulated=True, server_pid=os.getpid())
 
 
-def _open(module: Any) -> Nvml:
+def _listens(url: str | None) -> int | None:
+    """The process that listens at the URL given on the command line."""
+    from pytest_sglang.server import control
+    from pytest_sglang.server.processes import listener
+
+    found = [] if url is None else listener(control.port_of(url))
+    return found[0].pid if found else None
+
+
+def open_driver(module: Any = None) -> Nvml:
+    """NVML (None: of this machine). Raises Refused with what was looked for, what was found, and what to do."""
     try:
         return Nvml.open(module)
     except NoDriver as error:
@@ -170,8 +180,11 @@ class Subject:
         from pytest_sglang.server import control
 
         with tempfile.TemporaryDirectory(prefix="pytest-sglang-") as scratch:
-            made = control.make(self.rig.server, clock=SystemClock(), run_dir=Path(scratch))
-            self._server_pid = made.state().pid
+            try:
+                made = control.make(self.rig.server, clock=SystemClock(), run_dir=Path(scratch))
+                self._server_pid = made.state().pid
+            except control.ControlError:
+                return None  # its owner cannot be asked: then nobody's process is called the server's
         return self._server_pid
 
     # --- judging ---------------------------------------------------------------------------------------------------------------

@@ -168,7 +168,7 @@ def smi(folder: Path | None, name: str, *arguments: str) -> str:
 
 def look() -> dict[str, Any]:
     """What the doctor sees, without a rig file."""
-    return doctor.Subject(doctor._open(None), None, run_command, simulated=False).look()
+    return doctor.Subject(doctor.open_driver(), None, run_command, simulated=False).look()
 
 
 def rows_of(folder: Path | None) -> Iterator[Row]:

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -250,6 +251,21 @@ def test_more_cards_than_ranks_keeps_tp_and_says_why(tmp_path: Path) -> None:
     assert rig.server is not None
     assert (rig.server.tp, rig.server.gpus) == (2, None)
     assert "# gpus: it runs on cards [0, 1, 2, 3], which are not 2, one a rank" in text
+
+
+@pytest.mark.parametrize(
+    ("exclusive", "promised", "says"),
+    [(True, True, "exclusive = true    # nobody else"), (False, None, "# exclusive = true    # somebody else"), (None, None, "")],
+)
+def test_cards_that_nobody_else_uses_are_promised_as_the_servers_own(
+    exclusive: bool | None, promised: bool | None, says: str, tmp_path: Path
+) -> None:
+    text = render(msgspec.structs.replace(GOOD, server=msgspec.structs.replace(SERVER, exclusive=exclusive)))
+    server = loaded(text, tmp_path).server
+    assert server is not None
+    assert server.exclusive is promised
+    assert says in text
+    assert ("exclusive" in text) is (exclusive is not None)
 
 
 def test_a_container_and_a_key_are_written_down(tmp_path: Path) -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
+from pathlib import Path
 
 import pytest
 
 from pytest_sglang import cli
 from pytest_sglang.session import doctor
 from pytest_sglang.simulator.hardware import names
+from pytest_sglang.simulator.rig import SimulatedRig
 
 FAULTS = {
     "power-limit-lost": "GPU 2: enforces 350 W, asked 250 W",
@@ -143,3 +147,57 @@ def test_without_a_driver_it_says_what_to_do(capsys: pytest.CaptureFixture[str],
     said = capsys.readouterr().err
     assert "install the NVIDIA driver" in said
     assert "pytest-sglang doctor --rig=simulated" in said
+
+
+# --- a machine with a driver, and a rig file or none ---------------------------------------------------------------------------------
+
+RIG = """\
+schema = 1
+[[gpus]]
+index = 0
+name = "NVIDIA H200"
+[server]
+url = "http://127.0.0.1:9"
+gpus = [0]
+tp = 1
+{control}
+"""
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A machine with two bridged cards and the tools of a simulated rig; its folder."""
+    from pytest_sglang.gpu import nvml
+
+    rig = SimulatedRig.create(tmp_path / "rig", hardware="two-3090")
+    rig.pretend(os.getpid())
+    monkeypatch.setattr(nvml, "_pynvml", rig.nvml)
+    monkeypatch.setattr(doctor, "run_command", lambda command: rig.kernel_log(list(command)))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_without_a_rig_file_nothing_is_promised_and_nothing_says_simulated(
+    machine: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["doctor"]) == 0
+    text = capsys.readouterr().out
+    assert "SIMULATED" not in text
+    assert text.startswith("no rig file: nothing is promised")
+
+
+@pytest.mark.parametrize("control", ["", 'container = "no-such-container"', 'systemd = "no-such-unit.service"'])
+def test_a_rig_file_beside_it_is_judged_against(machine: Path, control: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (machine / "rig.toml").write_text(RIG.format(control=control))
+    assert cli.main(["doctor", "--json"]) == 1
+    seen = json.loads(capsys.readouterr().out)
+    assert (seen["simulated"], seen["rig"]) == (False, "rig")
+    assert ("gpu-name", "GPU 0") in [(each["kind"], each["subject"]) for each in seen["findings"]]
+
+
+def test_the_process_behind_a_url_is_the_server(machine: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        assert cli.main(["doctor", "--json", f"--url=http://127.0.0.1:{listening.getsockname()[1]}"]) == 0
+    seen = json.loads(capsys.readouterr().out)
+    assert {each["gpu"]: each["server"] for each in seen["processes"] if each["kind"] == "compute"} == {0: True, 1: True}
+    assert [each["name"] for each in seen["processes"] if each["kind"] == "graphics"] == ["Xorg"]
