@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from pytest_sglang.record import units
 from pytest_sglang.rig.model import Rig
+from pytest_sglang.session import heat
 from pytest_sglang.session.checks import CheckSpec
 from pytest_sglang.session.options import RunOptions
 
@@ -104,12 +105,16 @@ def _what(rig: Rig, options: RunOptions, check: PlannedCheck, totals: _Totals, c
         workload, row = rig.workload, rig.row(check.power_w)
         rate = (row.min_tok_s if row is not None and row.min_tok_s else None) or ASSUMED_TOK_S
         rounds = workload.rounds + workload.warmups
-        if spec.id == "decode-throughput" or spec.id not in ("energy-per-token", "gain", "links-under-load"):
+        if spec.id == "decode-throughput" or spec.id not in ("energy-per-token", "gain", "links-under-load", "throttling"):
             totals.requests += rounds * workload.streams
             totals.tokens += rounds * workload.streams * workload.output_tokens
             totals.seconds += workload.soak_s + rounds * workload.output_tokens / rate
             most = workload.max_rounds + workload.warmups
-            return f"{rounds} to {most} rounds of {workload.output_tokens} tokens, {workload.streams} stream(s)", False
+            heating = ""
+            if len(options.power_levels_w) > 1 and not workload.soak_s and options.level < 3:
+                totals.seconds += heat.MOST_S / 2
+                heating = f", after {heat.LOOK_S:g} to {heat.MOST_S:g} s of heating"
+            return f"{rounds} to {most} rounds of {workload.output_tokens} tokens, {workload.streams} stream(s){heating}", False
         return "from the same measurement", False
     if spec.stage == "restart":
         if not options.may_restart:
