@@ -88,12 +88,20 @@ SERVER: dict[str, dict[str, str]] = {
     "wrong-model": row(
         server_identity="fail",
         ready="server-identity",
+        placement="server-identity",
         findings="server-identity",
         decode_throughput="server-identity",
+        links_under_load="server-identity",
         warm_restart="server-identity",
         cold_start="server-identity",
     ),
-    "early-stop": row(ready="fail", decode_throughput="ready", warm_restart="ready", cold_start="ready"),
+    "early-stop": row(
+        ready="fail",
+        decode_throughput="ready",
+        links_under_load="ready",
+        warm_restart="ready",
+        cold_start="ready",
+    ),
 }
 
 TABLE: dict[str, dict[str, str]] = {"": row(), **SERVER, **HARDWARE, **CACHES}
