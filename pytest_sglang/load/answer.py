@@ -145,13 +145,22 @@ class AnswerReader:
         if self._failure is None:
             self._failure = why
 
-    def read(self, payloads: Sequence[bytes], at_ns: int) -> None:
-        """The events of one read, whose last byte arrived at ``at_ns`` (epoch, ns)."""
+    @property
+    def tokens(self) -> int:
+        """Tokens that have arrived so far, by the server's count."""
+        return self._total or 0
+
+    def read(self, payloads: Sequence[bytes], at_ns: int, *, exact: bool = True) -> None:
+        """The events of one read, whose last byte arrived at ``at_ns`` (epoch, ns).
+
+        ``exact`` False: that byte belongs to an event of which more is to come, so that not even the last whole event has a time
+        of its own.
+        """
         before = len(self._counts)
-        last = len(payloads) - 1
-        mark = EXACT
+        last = len(payloads) - 1 if exact else -1
+        mark = EXACT if exact else MERGED
         for position, payload in enumerate(payloads):
-            if self._event(payload, at_ns):
+            if self._event(payload, at_ns) and exact:
                 mark = EXACT if position == last else TAIL
         added = len(self._counts) - before
         if added:

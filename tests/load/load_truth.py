@@ -26,7 +26,9 @@ class Script:
     itl_s: float = 0.005
     tokens_an_event: int = 1
     burst: int = 1
-    """Events that leave in one send."""
+    """Events that leave together."""
+    one_send: bool = True
+    """In one send; else each in its own, one right after the other."""
     fewer: int = 0
     finish: str = "length"
     matched: object = None
@@ -178,7 +180,8 @@ def _stream(script: Script, served: Served, sock: socket.socket, over: threading
                 pieces += events("token", sent)
         data = b"".join(_chunk(each) for each in pieces)
         before = time.time_ns()
-        sock.sendall(data)
+        for part in [data] if script.one_send else [_chunk(each) for each in pieces]:
+            sock.sendall(part)
         served.sends.append((sent, before, time.time_ns()))
         if script.cut_after is not None and sent >= script.cut_after:
             sock.shutdown(socket.SHUT_RDWR)
