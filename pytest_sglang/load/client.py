@@ -15,6 +15,7 @@ from pytest_sglang.load import rounds, stamps
 from pytest_sglang.load.connection import ConnectError, Connection, Target
 from pytest_sglang.load.prompts import Prompt
 from pytest_sglang.load.rounds import Exchange
+from pytest_sglang.load.stamps import ClockWatch
 from pytest_sglang.record.values import Round
 
 __all__ = ["Client", "ConnectError", "Prompt", "Target", "run_round"]
@@ -122,7 +123,7 @@ class Client:
         the first connections can be made.
         """
         self.connect()
-        clock, self.clock_step = stamps.ClockWatch(), None
+        clock, self.clock_step = ClockWatch(), None
         self._wakes = stamps.WakeLag()
         requests = [(number, each, self.target.request(each.text, output_tokens)) for number, each in enumerate(prompts)]
         work = _Work(requests, output_tokens, timeout_s, on_exchange, on_tick)
@@ -160,7 +161,7 @@ class Client:
     def _settle(self, connection: Connection, work: _Work) -> None:
         work.settle(connection, self._connections.index(connection), self._wakes.late_ns[connection.wakes_before :])
 
-    def _finished(self, work: _Work, clock: stamps.ClockWatch) -> Iterator[Connection]:
+    def _finished(self, work: _Work, clock: ClockWatch) -> Iterator[Connection]:
         """Waits for bytes, hands them to their connections, and gives each connection whose request has ended."""
         busy = work.busy
         looked_s, polled_ns = time.monotonic(), stamps.now_ns()

@@ -137,6 +137,8 @@ class Round(Value, frozen=True, kw_only=True):
     """The same for all arrivals but one in a thousand."""
     send_lag_s: float = 0.0
     """The most that a request may have left after its clock began."""
+    server_tokens: int | None = None
+    """What the server's own counter of generated tokens gained; None where it has none."""
 
 
 class Throughput(Value, frozen=True, kw_only=True):
@@ -157,12 +159,7 @@ class Throughput(Value, frozen=True, kw_only=True):
     discarded: tuple[Round, ...] = ()
     """Rounds that are no samples, with their reasons (warm-ups are not kept)."""
     merged_share: float = 0.0
-    own_tokens: int = 0
-    """Output tokens of every request that was sent for it, warm-ups included, by the answers' own count."""
-    server_tokens: int | None = None
-    """What the server's counters gained meanwhile; None where it has none, or where they cannot be compared."""
-    miscounted: str | None = None
-    """Why answers and counters cannot both be right; then no limit on a rate or a latency is decided."""
+    """The largest of the rounds' merged shares."""
 
 
 class Energy(Value, frozen=True, kw_only=True):
