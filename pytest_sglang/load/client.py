@@ -125,7 +125,7 @@ class Client:
         self.connect()
         clock, self.clock_step = ClockWatch(), None
         self._wakes = stamps.WakeLag()
-        requests = [(number, each, self.target.request(each.text, output_tokens)) for number, each in enumerate(prompts)]
+        requests = [(number, each, self.target.request(each.text, output_tokens, each.ids)) for number, each in enumerate(prompts)]
         work = _Work(requests, output_tokens, timeout_s, on_exchange, on_tick)
         try:
             for connection in list(self._connections):

@@ -7,7 +7,7 @@ import select
 import socket
 import ssl
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -48,6 +48,11 @@ class Target(Value, frozen=True, kw_only=True):
         tls = parts.scheme == "https"
         return parts.hostname, parts.port or (443 if tls else 80), tls
 
+    def base(self) -> str:
+        """The url without a trailing ``/v1`` and slash. Raises ValueError for one that names no http server."""
+        _ = self.address
+        return self.url.rstrip("/").removesuffix("/v1").rstrip("/")
+
     def head(self) -> bytes:
         """Request line and headers up to the content length. Compressed answers are refused: they come in blocks, not in tokens."""
         parts = urlsplit(self.url)
@@ -61,20 +66,26 @@ class Target(Value, frozen=True, kw_only=True):
             f"Accept-Encoding: identity\r\n{key}Content-Length: "
         ).encode("latin-1")
 
-    def request(self, text: str, output_tokens: int) -> bytes:
-        """The whole request for exactly ``output_tokens`` tokens of a greedy answer to ``text``."""
-        body = json.dumps(self._body(text, output_tokens), ensure_ascii=False).encode()
+    def request(self, text: str, output_tokens: int, ids: Sequence[int] = ()) -> bytes:
+        """The whole request for exactly ``output_tokens`` tokens of a greedy answer to ``text``, or to the token ids where given.
+
+        Raises ValueError for token ids on the chat route: it has no place for them.
+        """
+        body = json.dumps(self._body(text, output_tokens, ids), ensure_ascii=False).encode()
         return self.head() + str(len(body)).encode() + b"\r\n\r\n" + body
 
-    def _body(self, text: str, tokens: int) -> dict[str, Any]:
+    def _body(self, text: str, tokens: int, ids: Sequence[int]) -> dict[str, Any]:
         if self.api == "native":
             sampling = {"max_new_tokens": tokens, "ignore_eos": True, "temperature": 0}
-            return {"text": text, "sampling_params": sampling, "stream": True}
+            asked_of = {"input_ids": list(ids)} if ids else {"text": text}
+            return {**asked_of, "sampling_params": sampling, "stream": True}
         asked: dict[str, Any] = {"model": self.model or "default"}
         if self.api == "chat":
+            if ids:
+                raise ValueError("the chat route takes no token ids: use completions or native")
             asked |= {"messages": [{"role": "user", "content": text}], "max_completion_tokens": tokens}
         else:
-            asked |= {"prompt": text}
+            asked |= {"prompt": list(ids) or text}
         usage = {"include_usage": True, "continuous_usage_stats": True}
         return asked | {"max_tokens": tokens, "ignore_eos": True, "temperature": 0, "stream": True, "stream_options": usage}
 
@@ -216,6 +227,9 @@ class Connection:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, StreamError) as error:
             cause = error.__context__ if isinstance(error, httptools.HttpParserCallbackError) else error
+            if cause is not None and not isinstance(cause, Exception):
+                # Ctrl-C inside a callback of the parser is no fault of the stream
+                raise cause from None
             self._end(f"not an HTTP event stream: {cause}", close=True)
             return
         if self._payloads:

@@ -137,7 +137,7 @@ class _Session:
             waited += self._poll_s
 
     def _watched(self, index: int) -> tuple[Round, bool]:
-        with _Watch(self._foreign, self._own, self._poll_s) as watch:
+        with Watch(self._foreign, self._own, self._poll_s) as watch:
             done = self._run_one(index)
         return done, watch.disturbed
 
@@ -166,7 +166,7 @@ class _Session:
         )
 
 
-class _Watch:
+class Watch:
     """Asks, in a thread of its own, how many requests the server has, as long as a round runs."""
 
     def __init__(self, foreign: Callable[[], int | None], own_streams: int, poll_s: float) -> None:
@@ -175,7 +175,7 @@ class _Watch:
         self._thread = threading.Thread(target=self._poll, name="sglang-foreign-traffic", daemon=True)
         self.disturbed = False
 
-    def __enter__(self) -> _Watch:
+    def __enter__(self) -> Watch:
         self._thread.start()
         return self
 

@@ -44,6 +44,12 @@ class Script:
     headers: str = ""
     keep_alive: bool = True
     content_type: str = "text/event-stream; charset=utf-8"
+    models: tuple[str, ...] = ("m",)
+    key: str | None = None
+    sglang: bool = True
+    """Has /tokenize (a word a token), /v1/loads and /metrics, as SGLang has; else 404."""
+    counted: float = 1.0
+    """How many tokens the server's counter gains for each that an answer tells of."""
 
 
 @dataclass
@@ -72,6 +78,9 @@ class Truth:
     served: list[Served] = field(default_factory=list)
     connections: int = 0
     sockets: list[socket.socket] = field(default_factory=list)
+    generated: float = 0.0
+    asked: list[str] = field(default_factory=list)
+    """Every path that was asked for, in order."""
 
     def drop_connections(self) -> None:
         """Close what is open, as a server does with connections that were idle for long."""
@@ -145,7 +154,11 @@ def _one(truth: Truth, sock: socket.socket, reader: Any, number: int, over: thre
         headers[name.lower()] = value.strip()
     if truth.script.reset_after == 0:
         _reset(sock)
-    body = json.loads(reader.read(int(headers["content-length"])))
+    body = json.loads(reader.read(int(headers.get("content-length", "0"))) or b"{}")
+    truth.asked.append(path)
+    if path not in ("/v1/completions", "/v1/chat/completions", "/generate"):
+        sock.sendall(_control(truth, path, headers, body))
+        return True
     served = Served(path, headers, body, time.time_ns(), connection=number)
     truth.served.append(served)
     script = truth.script
@@ -158,7 +171,25 @@ def _one(truth: Truth, sock: socket.socket, reader: Any, number: int, over: thre
         )
         return script.keep_alive
     _stream(truth.script, served, sock, over)
+    truth.generated += (served.sends[-1][0] if served.sends else 0) * script.counted
     return script.keep_alive
+
+
+def _control(truth: Truth, path: str, headers: dict[str, str], body: dict[str, Any]) -> bytes:
+    script = truth.script
+    answers: dict[str, Any] = {"/v1/models": {"data": [{"id": each} for each in script.models]} if script.models else None}
+    if script.sglang:
+        words = str(body.get("prompt", "")).split()
+        answers |= {
+            "/tokenize": {"tokens": [len(each) for each in words], "count": len(words)},
+            "/v1/loads": {"loads": [{"num_running_reqs": 0, "num_waiting_reqs": 0}]},
+            "/metrics": f'sglang:generation_tokens_total{{model_name="m"}} {truth.generated}\n',
+        }
+    found = answers.get(path)
+    status, text = ("404 Not Found", "{}") if found is None else ("200 OK", found if isinstance(found, str) else json.dumps(found))
+    if script.key is not None and headers.get("authorization") != f"Bearer {script.key}":
+        status, text = "401 Unauthorized", '{"error":"Unauthorized"}'
+    return f"HTTP/1.1 {status}\r\ncontent-length: {len(text)}\r\n\r\n{text}".encode()
 
 
 def _stream(script: Script, served: Served, sock: socket.socket, over: threading.Event) -> None:
