@@ -24,6 +24,10 @@ class Spread(Value, frozen=True, kw_only=True):
     p99: float | None
     n: int
     not_earned: dict[str, str] = {}
+    needed: dict[str, int] = {}
+    """How many samples each percentile takes."""
+    unfair: str | None = None
+    """Why no percentile is earned whatever their number: they are no fair sample."""
 
 
 class Figures(Value, frozen=True, kw_only=True):
@@ -57,7 +61,7 @@ def figures(exchanges: Sequence[Exchange]) -> Figures:
     """The figures of these requests."""
     good = [each for each in exchanges if each.answer.failure is None]
     share = merged_share(good)
-    unfair = f"{share:.1%} of the token events share their read with later ones" if share > MAX_MERGED_SHARE else None
+    unfair = f"{share:.1%} of the token events share a read with later ones" if share > MAX_MERGED_SHARE else None
     clocks = {each.answer.clock for each in good}
     return Figures(
         decode_tok_s=spread([each.decode_tok_s for each in good]),
@@ -92,6 +96,8 @@ def spread(samples: Sequence[float | None], *, scale: float = 1.0, unfair: str |
         mean=sum(known) / len(known) if known else None,
         n=len(known),
         not_earned=missing,
+        needed={name: each.needed for name, each in found.items()},
+        unfair=unfair if known else None,
         **{name: None if name in missing else each.value for name, each in found.items()},
     )
 

@@ -135,24 +135,22 @@ def lines(measured: Measured) -> list[str]:
     if whole:
         out.append(f"{'tokens':<11}{found.output_tokens:,} by the answers{server}{accepted}")
         merged = f"{found.merged_share:.1%} of the events merged"
-        out.append(f"{'client lag':<11}{_number(found.client_lag_ms, 'ms')}, {found.stamps} time stamps, {merged}")
-    out += (
-        [f"{'ITL':<11}percentiles not earned: {found.itl_ms.not_earned['p50']}"] if found.itl_ms.n and _unfair(found.itl_ms) else []
-    )
+        stamped = "the kernel's time stamps" if found.stamps == "kernel" else "the client's own time stamps"
+        out.append(f"{'client lag':<11}{_number(found.client_lag_ms, 'ms')}, {stamped}, {merged}")
     out += [f"{'not known':<11}{each}" for each in measured.unknown]
     return out + [f"INCONCLUSIVE: {each}" for each in measured.inconclusive]
 
 
-def _unfair(spread: Spread) -> bool:
-    return "p50" in spread.not_earned and "needed" not in spread.not_earned["p50"]
-
-
 def _line(label: str, spread: Spread, unit: str) -> str:
+    begin = f"{label:<11}{_number(spread.median, unit):>14}   "
+    if spread.unfair is not None:
+        return f"{begin}unsure: {spread.unfair}"
     shares = []
-    for name in ("p90", "p99"):
+    for name, needed in spread.needed.items():
         value = getattr(spread, name)
-        shares.append(f"{name} {'not earned' if value is None else _number(value, unit)}")
-    return f"{label:<11}{_number(spread.median, unit):>14}   {shares[0]:<18} {shares[1]:<18} n {spread.n:,}"
+        if name != "p50":
+            shares.append(f"{name} {f'- (n < {needed})' if value is None else _number(value, unit)}")
+    return f"{begin}{shares[0]:<18} {shares[1]:<18} n {spread.n:,}"
 
 
 def _number(value: float | None, unit: str) -> str:
