@@ -21,8 +21,15 @@ class TokenCounter:
         self._before: float | None = None
 
     def begin(self) -> None:
-        """Count from here on."""
+        """Count from here on, once what ended just now is counted: two readings in a row that agree."""
         self._before = self._read()
+        until = time.monotonic() + self._settle_s
+        while self._before is not None and time.monotonic() < until:
+            time.sleep(_LOOK_S)
+            now = self._read()
+            if now == self._before:
+                return
+            self._before = now
 
     def gained(self, own_tokens: int) -> int | None:
         """Tokens since ``begin``, as soon as it has ``own_tokens`` or will not come to them; None where it cannot be read."""

@@ -62,10 +62,16 @@ class Served:
     received_ns: int
     sends: list[tuple[int, int, int]] = field(default_factory=list)
     connection: int = 0
+    closed_ns: int = 0
 
-    def decode_tok_s(self) -> tuple[float, float]:
-        """Between which two rates the decoding really was, from the first send to the last."""
-        (first, begin, begun), (last, end, ended) = self.sends[0], self.sends[-1]
+    def decode_tok_s(self, came_first: int | None = None, *, with_closing: bool = False) -> tuple[float, float]:
+        """Between which two rates the decoding really was, from the send of so many tokens (the first) to the last.
+
+        ``with_closing``: the last tokens were read with what closed the answer, and have its time.
+        """
+        position = next(index for index, (tokens, _, _) in enumerate(self.sends) if came_first in (None, tokens))
+        (first, begin, begun), (last, end, ended) = self.sends[position], self.sends[-1]
+        ended = self.closed_ns or time.time_ns() if with_closing else ended
         return (last - first) * 1e9 / (ended - begin), (last - first) * 1e9 / (end - begun)
 
 
@@ -170,8 +176,7 @@ def _one(truth: Truth, sock: socket.socket, reader: Any, number: int, over: thre
             + text
         )
         return script.keep_alive
-    _stream(truth.script, served, sock, over)
-    truth.generated += (served.sends[-1][0] if served.sends else 0) * script.counted
+    _stream(truth, served, sock, over)
     return script.keep_alive
 
 
@@ -192,7 +197,8 @@ def _control(truth: Truth, path: str, headers: dict[str, str], body: dict[str, A
     return f"HTTP/1.1 {status}\r\ncontent-length: {len(text)}\r\n\r\n{text}".encode()
 
 
-def _stream(script: Script, served: Served, sock: socket.socket, over: threading.Event) -> None:
+def _stream(truth: Truth, served: Served, sock: socket.socket, over: threading.Event) -> None:
+    script = truth.script
     asked = served.body.get("max_tokens") or served.body["sampling_params"]["max_new_tokens"]
     tokens = asked - script.fewer
     events = _events(served.path, script)
@@ -228,8 +234,10 @@ def _stream(script: Script, served: Served, sock: socket.socket, over: threading
             raise OSError("hung")
     assert step > 0
     time.sleep(0.002)
+    truth.generated += sent * script.counted
     closing = events("end", sent) + ([b"data: [DONE]\n\n"] if script.done else [])
     sock.sendall(b"".join(_chunk(each) for each in closing) + b"0\r\n\r\n")
+    served.closed_ns = time.time_ns()
 
 
 def _reset(sock: socket.socket) -> None:
