@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import socket
-import ssl
-import subprocess
 import threading
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
 import pytest
-from load_truth import Script, Served, Truth, truth_server
+from load_truth import Script, Served, Truth, tls_context, truth_server
 
 from pytest_sglang.load import client as client_module
 from pytest_sglang.load import connection as connection_module
@@ -452,15 +450,7 @@ def test_an_event_whose_read_went_on_has_no_time_of_its_own(monkeypatch: pytest.
 
 
 def test_tls_works_with_user_space_stamps(tmp_path: Path) -> None:
-    key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1"]
-    try:
-        subprocess.run([*command, "-keyout", str(key), "-out", str(certificate)], check=True, capture_output=True)
-    except FileNotFoundError:
-        pytest.skip("no openssl to make a certificate with")
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, key)
-    with truth_server(Script(ttft_s=0.02, itl_s=0.004), context) as truth:
+    with truth_server(Script(ttft_s=0.02, itl_s=0.004), tls_context(tmp_path)) as truth:
         done, raw = one_round(truth, tokens=30, verify_tls=False)
         refused, _ = one_round(truth, tokens=30)
         truth.script = Script(itl_s=0.004, burst=4, one_send=False)
