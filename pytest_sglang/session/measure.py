@@ -172,6 +172,7 @@ class _Session:
         self.exchanges: list[Exchange] = []
         self.inconclusive: list[str] = []
         self.server_tokens: int | None = None
+        self.accept_length: float | None = None
         self.foreign_known = False
         self.first_request_s: float | None = None
         self.interrupted = False
@@ -225,6 +226,7 @@ class _Session:
             return
         own = sum(each.answer.tokens for each in measured)
         self.server_tokens = counter.gained(own)
+        self.accept_length = counter.accept_length
         wrong = counts.miscounted(own, self.server_tokens)
         if wrong is not None:
             self.inconclusive.append(wrong)
@@ -246,6 +248,8 @@ class _Session:
     def measured(self, model: str | None, unknown: Sequence[str]) -> Measured:
         """What there is by now."""
         found = figures(self.exchanges)
+        if found.accept_length is None:
+            found = msgspec.structs.replace(found, accept_length=self.accept_length)
         told = list(unknown)
         if not self.tokenizer.exact:
             told.append("prompt lengths before they are sent (no /tokenize): estimated, the usage tells the true ones")
