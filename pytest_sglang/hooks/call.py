@@ -57,7 +57,9 @@ def judged(active: Active, item: pytest.Item) -> Iterator[None]:
     except Exception as error:
         told = scope.explain(error)
         if told is not None:
-            pytest.fail(told, pytrace=False)
+            from pytest_sglang.session import judging
+
+            pytest.fail(f"{told}\n{judging.details(error)}".rstrip(), pytrace=False)
         if _through_us(error):
             # a mistake of the plugin's is no fault of the rig's: it could not measure
             broken = Inconclusive(f"internal error of pytest-sglang: {type(error).__name__}: {error}")
