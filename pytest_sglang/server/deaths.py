@@ -177,8 +177,9 @@ def stacks(names: Mapping[int, str], *, stopped: Collection[int] = (), limit: in
     for pid, name in list(names.items())[:limit]:
         more = ["--nonblocking"] if pid in stopped else []
         ran = control.run([tool, "dump", *more, "--pid", str(pid)], timeout_s=10.0)
-        # the first lines tell process and Python
-        _, _, threads = ran.out.partition("\n\n")
+        # the first lines tell command line and Python
+        begin = re.search(r"^Thread ", ran.out, re.MULTILINE)
+        threads = ran.out[begin.start() :] if begin is not None else ""
         if ran.code == 0 and threads.strip():
             plain = re.sub(r"^(Thread) (?:\d+|0x[0-9A-Fa-f]+)", r"\1", threads.strip(), flags=re.MULTILINE)
             found.setdefault(plain, []).append(f"pid {pid} {name}".rstrip())

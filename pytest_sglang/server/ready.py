@@ -297,9 +297,7 @@ class _Wait:
         timeline = self._read()
         tree = processes.tree(self.process.pid if self.process else None)
         stopped = processes.stopped(tree)
-        cause = (
-            f"no sign of progress for {units.duration(quiet_s)} ({', '.join(f'no {each}' for each in ('log line', self.watched))})"
-        )
+        cause = f"no sign of progress for {units.duration(quiet_s)} (no log line, {self.watched})"
         if self.last_sign is not None and self.port_open_at is not None:
             status = self.last_sign.status
             cause += f"; the port is open, but {self.last_sign.path} " + (
@@ -370,7 +368,7 @@ def wait_ready(
     give_up_s: float | None = None,
     phases_s: Mapping[str, float] | None = None,
     activity: Callable[[], object] = lambda: None,
-    watched: str = "CPU time",
+    watched: str = "no CPU time",
     progress: Callable[[Progress], None] = lambda _: None,
 ) -> Startup:
     """Wait until the server is ready: its own tree alive and owning the port, health, an exact completion. Seconds in rig time.

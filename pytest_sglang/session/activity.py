@@ -29,7 +29,7 @@ class Activity:
     @property
     def watched(self) -> str:
         """What is watched besides the log, for a message."""
-        return "cache file, CPU time, GPU work" if self._cards else "cache file, CPU time"
+        return "no cache file, no CPU time, no GPU work" if self._cards else "no cache file, no CPU time"
 
     def __call__(self) -> object:
         from pytest_sglang.cache import snapshot

@@ -156,7 +156,7 @@ def phase_budget(startup: Startup, phase: str, budget_s: float) -> Judgement:
 def first_request(startup: Startup, limit: float) -> Judgement:
     """The first request after readiness against later ones."""
     slow = next((each.detail for each in startup.findings if each.kind == "compiles-after-ready"), None)
-    ratio = startup.first_request_ratio
+    ratio = None if startup.first_request_ratio is None else round(startup.first_request_ratio, 2)
     cause = slow or "the first request after readiness was slower than later ones"
     return limits.max_value(
         "first_request_ratio", ratio, limit, unit="", cause=cause, why_missing=startup.first_request_why or "it was not measured"
@@ -175,6 +175,6 @@ def startup_numbers(startup: Startup) -> dict[str, Measurement]:
         "new_kernels": (None if diff is None else len(diff.new_kernels), "count"),
         "new_variants": (None if diff is None else len(diff.new_variants), "count"),
         "start_kind": (startup.kind, ""),
-        "first_request_ratio": (None if startup.first_request_ratio is None else round(startup.first_request_ratio, 3), ""),
+        "first_request_ratio": (None if startup.first_request_ratio is None else round(startup.first_request_ratio, 2), ""),
     }
     return {name: Measurement(value, unit) for name, (value, unit) in numbers.items() if value is not None}

@@ -76,7 +76,7 @@ def _wait(rig: SimulatedRig) -> Startup:
             budget_s=1500.0,
             silence_s=300.0,
             activity=lambda: snapshot.newest(places),
-            watched="cache file, CPU time",
+            watched="no cache file, no CPU time",
         )
 
 
