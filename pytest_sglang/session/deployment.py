@@ -192,7 +192,7 @@ class Deployment:
 
         version = self.server.info.get("version")
         startup = ready.read_start(controller=self.controller, log=self.log, clock=self.clock, version=version)
-        return starting.with_traces(startup, self.kernels)
+        return starting.resumed(starting.with_traces(startup, self.kernels), self.log)
 
     def identify(self) -> Identity:
         """Who listens, and whether it is the promised server."""

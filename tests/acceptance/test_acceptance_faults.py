@@ -10,7 +10,9 @@ import pytest
 from faults import CAUSES, TABLE, verdicts
 from suite import run_suite
 
-IN_CI = ("slow-decode", "power-limit-lost", "nvlink-dead", "cache-cold", "dies-loading", "early-stop")
+IN_CI = ("slow-decode", "power-limit-lost", "nvlink-dead", "cache-cold", "dies-loading", "early-stop", "dies-serving")
+IN_PART = {"compiles-after-ready": "warm_restart", "port-opens-early": "warm_restart", "log-silent": "cold_start"}
+"""Faults of which CI runs the checks concerned only (-k); the wait for readiness itself is tested with all of them."""
 
 
 AT_ONCE = 3
@@ -25,7 +27,11 @@ def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     ]
     folders = {fault: tmp_path_factory.mktemp(fault) for fault in chosen}
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        yield {fault: pool.submit(run_suite, folders[fault], "--power=250", f"--sglang-fault={fault}") for fault in chosen}
+        part = {fault: ("-k", IN_PART[fault]) if fault in IN_PART else () for fault in chosen}
+        yield {
+            fault: pool.submit(run_suite, folders[fault], "--power=250", f"--sglang-fault={fault}", *part[fault])
+            for fault in chosen
+        }
 
 
 @pytest.mark.parametrize("fault", IN_CI)
@@ -38,3 +44,13 @@ def test_whole_suite_with_a_fault(fault: str, runs: dict[str, Future[Any]]) -> N
         check = next(each for each in run["checks"] if each["id"] == check_id)
         assert needle in f"{check['message']} {check['cause']}", check
     assert "SIMULATED" in done.stdout
+
+
+@pytest.mark.parametrize("fault", IN_PART)
+def test_the_check_that_a_fault_concerns(fault: str, runs: dict[str, Future[Any]]) -> None:
+    done, run = runs[fault].result()
+    found = verdicts(run)
+    assert list(found) == [IN_PART[fault].replace("_", "-")], done.stdout[-6000:]
+    assert found.items() <= TABLE[fault].items(), done.stdout[-6000:]
+    for check in run["checks"]:
+        assert CAUSES.get(fault, {}).get(check["id"], "") in f"{check['message']} {check['cause']}"
