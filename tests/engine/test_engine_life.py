@@ -30,6 +30,7 @@ class Elsewhere(Command):
     """Starts although the port is taken, as a real launcher would."""
 
     def start(self) -> None:
+        self._run_dir.mkdir(parents=True, exist_ok=True)
         self.log_at_start = self.log().end()
         self._launch()
 
