@@ -263,6 +263,7 @@ class _Wait:
         if not proof.why:
             return self._is_ready(proof)
         self.proofs.append(proof)
+        self.ready_at = None  # the sign was premature: a later one counts
         if len(self.proofs) >= CONFIRMATIONS:
             self.log.poll()
             raise self._failed("not ready", f"it says that it is ready, but {proof.why}", self._read())

@@ -200,9 +200,12 @@ def test_a_flag_alone_is_no_readiness(script: Script) -> None:
 
 
 def test_a_completion_is_tried_again_before_it_is_held_against_the_server(script: Script) -> None:
-    script.wrong_completions = 1
+    script.wrong_completions, script.completion_s = 1, 0.5
     startup = _follow(script, 0.1, 0.1)
+    assert script.up_at is not None
     assert startup.ready_s is not None
+    # it was not ready when it said so first
+    assert startup.launched_at + startup.ready_s > script.up_at + 0.4
     assert script.paths()["/v1/completions"] == 2
 
 
