@@ -55,7 +55,7 @@ def compared(startup: Startup, later_s: Sequence[float]) -> Startup:
         first = "the first request" if slow == 1 else f"the first {slow} requests"
         detail = f"ready, but {first} ran at {share:.2g} % of speed ({units.duration(times[0])}, later {units.duration(steady)})"
         advice = "it still compiles after it says ready: send such requests before you let users in, or look at its log for what compiles"
-        findings = (*findings, Finding("compiles-after-ready", "warn", "first requests", detail, advice))
+        findings = (*findings, Finding("slow-first-requests", "warn", "first requests", detail, advice))
     return msgspec.structs.replace(startup, steady_request_s=steady, first_request_ratio=ratio, findings=findings)
 
 

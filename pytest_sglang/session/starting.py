@@ -155,7 +155,7 @@ def phase_budget(startup: Startup, phase: str, budget_s: float) -> Judgement:
 
 def first_request(startup: Startup, limit: float) -> Judgement:
     """The first request after readiness against later ones."""
-    slow = next((each.detail for each in startup.findings if each.kind == "compiles-after-ready"), None)
+    slow = next((each.detail for each in startup.findings if each.kind == "slow-first-requests"), None)
     ratio = None if startup.first_request_ratio is None else round(startup.first_request_ratio, 2)
     cause = slow or "the first request after readiness was slower than later ones"
     return limits.max_value(

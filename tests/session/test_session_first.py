@@ -37,7 +37,7 @@ def test_a_first_request_as_fast_as_later_ones_is_no_finding() -> None:
 def test_first_requests_that_are_slow_are_told_with_their_number_and_speed() -> None:
     done = first.compared(start(first_request_s=5.0), [5.5, 5.2, 0.42, 0.42, 0.42])
     (told,) = done.findings
-    assert (told.kind, told.severity) == ("compiles-after-ready", "warn")
+    assert (told.kind, told.severity) == ("slow-first-requests", "warn")
     assert told.detail.startswith("ready, but the first 3 requests ran at 8 % of speed")
     judged = starting.first_request(done, 5.0)
     assert (judged.verdict, judged.quantity) == ("fail", "first_request_ratio")
