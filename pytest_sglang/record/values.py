@@ -98,6 +98,17 @@ class Startup(Value, frozen=True, kw_only=True):
     findings: tuple[Finding, ...] = ()
     observed: bool = False
     """True: this run waited for the start itself; False: read from log and unit afterwards."""
+    first_request_s: float | None = None
+    """Seconds of the very first request after readiness, of ``request_tokens`` tokens."""
+    request_tokens: int | None = None
+    steady_request_s: float | None = None
+    """Seconds of such a request once they take the same time."""
+    first_request_ratio: float | None = None
+    """``first_request_s / steady_request_s``; None = not measured (a start that nobody watched)."""
+    first_request_why: str = ""
+    """Why there is no ratio although the start was watched."""
+    resumes: str | None = None
+    """The phase in which the start before this one was interrupted, so that this one found its caches partly there."""
 
 
 class Round(Value, frozen=True, kw_only=True):

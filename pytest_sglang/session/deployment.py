@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pytest_sglang.server.http import ControlPlane
     from pytest_sglang.server.identity import Identity
     from pytest_sglang.server.log import LogSource
+    from pytest_sglang.session.activity import Activity
     from pytest_sglang.session.curve import PowerCurve
     from pytest_sglang.session.guard import Guard
     from pytest_sglang.session.hardware import Hardware
@@ -74,6 +75,7 @@ class Deployment:
         self.lost_in: str | None = None
         """Id of the check in which a card fell off the bus; nothing is measured after it."""
         self.closed = False
+        self._activity: Activity | None = None
 
     # --- parts -----------------------------------------------------------------------------------------------------------
 
@@ -155,7 +157,13 @@ class Deployment:
                 "server", self.controller.subject, {"active": False}, {"active": True}, self.controller.description()
             )
         self.progress(f"starting {self.controller.subject}")
+        self._activity = self._watch()
         self.controller.start()
+
+    def _watch(self) -> Activity:
+        from pytest_sglang.session.activity import Activity
+
+        return Activity(self)
 
     def server_is_back(self) -> None:
         """The owner's server serves again: nothing of it is left to undo, unless its caches are still set aside."""
@@ -167,7 +175,8 @@ class Deployment:
         """Wait for readiness with live progress. Raises StartFailed."""
         from pytest_sglang.server import ready
 
-        start = self.rig.start
+        start, activity = self.rig.start, self._activity or self._watch()
+        self._activity = None
         budgets = [each for each in (start.cold_s, start.warm_s) if each] if start is not None else []
         budget = budget_s if budget_s is not None else max(budgets, default=1800.0)
         try:
@@ -179,7 +188,9 @@ class Deployment:
                 launched_at=launched_at,
                 budget_s=budget,
                 silence_s=start.silence_s if start is not None else 300.0,
-                activity=self.kernels.newest,
+                phases_s=start.phases_s if start is not None else None,
+                activity=activity,
+                watched=activity.watched,
                 progress=lambda each: self.progress(_show(each)),
             )
         finally:
@@ -197,7 +208,7 @@ class Deployment:
 
         version = self.server.info.get("version")
         startup = ready.read_start(controller=self.controller, log=self.log, clock=self.clock, version=version)
-        return starting.with_traces(startup, self.kernels)
+        return starting.resumed(starting.with_traces(startup, self.kernels), self.log)
 
     def identify(self) -> Identity:
         """Who listens, and whether it is the promised server."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from pytest_sglang.record.run import Limit, Measurement
 from pytest_sglang.record.values import Finding, Throughput
 from pytest_sglang.rig.model import ServerPromise, ThroughputRow
 from pytest_sglang.session import starting
+from pytest_sglang.session.errors import ServerDied
 
 if TYPE_CHECKING:
     from pytest_sglang.server.http import Completion
@@ -261,8 +263,8 @@ def identity(found: Identity, promise: ServerPromise, deployment: Deployment) ->
     return Judgement(verdict="pass", message=message, quantity="model", measured=measured, limit=limit, findings=found.findings)
 
 
-def exact(completion: Completion, asked: int) -> Judgement:
-    """As many tokens as asked, with finish reason ``length``."""
+def exact(completion: Completion, asked: int, held: Callable[[], list[str]] = list) -> Judgement:
+    """As many tokens as asked, with finish reason ``length``. ``held()``: the server's processes that somebody stopped."""
     measured = {"output_tokens": Measurement(completion.tokens, "count")}
     limit = Limit("==", asked, "count")
     if completion.ok:
@@ -279,8 +281,12 @@ def exact(completion: Completion, asked: int) -> Judgement:
         quantity="output_tokens",
         measured=measured,
         limit=limit,
-        cause=completion.why,
+        cause=_held(held()) or completion.why,
     )
+
+
+def _held(stopped: list[str]) -> str | None:
+    return f"stopped by somebody (SIGSTOP): {', '.join(stopped)}" if stopped else None
 
 
 def findings(found: tuple[Finding, ...]) -> Judgement:
@@ -312,6 +318,23 @@ def told(error: Exception) -> Judgement | None:
     if isinstance(error, StartFailed):
         numbers = starting.startup_numbers(error.startup)
         return Judgement(verdict="fail", message=str(error), cause=error.cause, measured=numbers, findings=error.startup.findings)
+    if isinstance(error, ServerDied):
+        return Judgement(verdict="fail", message=str(error), cause=error.cause)
     if isinstance(error, (ControlError, GpuLost)):
         return Judgement(verdict="fail", message=str(error), cause=str(error))
     return None
+
+
+def details(error: Exception) -> str:
+    """What a reader of the terminal needs beyond the one line: first traceback, last lines of the log, stacks of the stuck processes."""
+    parts = []
+    for title, text, most in (
+        ("first traceback", getattr(error, "traceback", ""), 40),
+        ("last lines of its log", "\n".join(getattr(error, "last_lines", ())), 10),
+        ("stacks of its processes (py-spy)", getattr(error, "stacks", ""), 80),
+    ):
+        lines = text.splitlines()
+        if lines:
+            more = [f"  ({len(lines) - most} more lines)"] if len(lines) > most else []
+            parts.append("\n".join([f"{title}:", *(f"  {line}" for line in lines[:most]), *more]))
+    return "\n".join(parts)

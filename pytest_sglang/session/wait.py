@@ -69,6 +69,7 @@ def _follow(
                 launched_at=state.started_at if state.started_at is not None else clock.time(),
                 budget_s=budget,
                 silence_s=start.silence_s if start is not None else 300.0,
+                phases_s=start.phases_s if start is not None else None,
                 give_up_s=limit_s if limit_s is not None else 2 * budget,
                 progress=printer.show,
             )
