@@ -14,8 +14,15 @@ LIMIT_BYTES = 64 * 1024 * 1024
 """A log is read from its last 64 MiB at most."""
 
 # a progress bar may stand before the stamp on the same physical line: search, never match
-_STAMP = re.compile(r"\[(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d)(?:\.(\d{3}))?((?: [A-Z_]+\d+)*)\] (.*)", re.DOTALL)
+_STAMP = re.compile(r"\[(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d)(?:\.(\d{3}))?((?: [A-Z_]+\d+)*)\] ")
 _ECHO = "server_args="
+# what a collector puts before each line: journalctl's short forms, docker compose, docker logs --timestamps, kubectl logs --prefix
+_COLLECTED = re.compile(
+    r"^(?:[A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d(?:\.\d+)? \S+ [^\s:]+\[\d+\]: |\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\S* \S+ [^\s:]+\[\d+\]: "
+    r"|[\w.-]+ +\| |\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d+(?:Z|[+-]\d\d:\d\d) |\[pod/[^\]]+\] )",
+    re.MULTILINE,
+)
+_COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _WARNING = re.compile(r"\.py:\d+: \w*Warning|^\s|^$")
 # what a server prints while it serves or ends: never part of the next start's beginning
 _SERVING = re.compile(
@@ -168,22 +175,33 @@ def _epoch(stamp: str) -> float | None:
 
 
 def split(text: str) -> list[LogLine]:
-    r"""The lines of a log, split at ``\r`` and ``\n``; a bar before a stamp is a line of its own. Empty pieces are left out."""
+    r"""The lines of a log, split at ``\r``, ``\n`` and before each stamp (ranks write into each other's lines); empty ones are left out.
+
+    Colours, and what a collector put before the lines (journalctl, docker compose, kubectl), are left out too.
+    """
+    if "\x1b" in text:
+        text = _COLOUR.sub("", text)
     lines: list[LogLine] = []
-    for raw in re.split(r"[\r\n]+", text):
-        if not raw.strip():
-            continue
-        match = _STAMP.search(raw)
-        if match is None:
-            lines.append(LogLine(None, "", raw, raw))
-            continue
-        if match.start():
-            lines.append(LogLine(None, "", raw[: match.start()], raw[: match.start()]))
-        moment = _epoch(match[1])
-        if moment is not None and match[2]:
-            moment += int(match[2]) / 1000
-        lines.append(LogLine(moment, match[3].strip(), match[4], raw[match.start() :]))
+    for raw in re.split(r"[\r\n]+", _uncollected(text)):
+        stamps = list(_STAMP.finditer(raw))
+        head = raw[: stamps[0].start()] if stamps else raw
+        if head.strip():
+            lines.append(LogLine(None, "", head, head))
+        ends = [each.start() for each in stamps[1:]] + [len(raw)]
+        for match, end in zip(stamps, ends, strict=False):
+            moment = _epoch(match[1])
+            if moment is not None and match[2]:
+                moment += int(match[2]) / 1000
+            lines.append(LogLine(moment, match[3].strip(), raw[match.end() : end], raw[match.start() : end]))
     return lines
+
+
+def _uncollected(text: str) -> str:
+    """``text`` without a collector's prefixes, where its lines have them."""
+    begin = text[:100_000].splitlines()
+    if begin and sum(_COLLECTED.match(line) is not None for line in begin) * 2 > len(begin):
+        return _COLLECTED.sub("", text)
+    return text
 
 
 def starts(lines: list[LogLine]) -> list[list[LogLine]]:

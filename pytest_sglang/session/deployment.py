@@ -179,8 +179,15 @@ class Deployment:
         from pytest_sglang.server import ready
         from pytest_sglang.session import starting
 
-        version = self.server.info.get("version")
-        startup = ready.read_start(controller=self.controller, log=self.log, clock=self.clock, version=version)
+        info = self.server.info
+        startup = ready.read_start(
+            controller=self.controller,
+            log=self.log,
+            clock=self.clock,
+            version=info.get("version"),
+            info=info,
+            samples=self.plane.metrics(),
+        )
         return starting.with_traces(startup, self.kernels)
 
     def identify(self) -> Identity:
