@@ -7,9 +7,7 @@ import re
 from pytest_sglang.record.values import Value
 from pytest_sglang.server import versions
 
-_BAR = re.compile(
-    r"(?P<pct>\d{1,3})%(?: Completed)? ?\|(?:[^|]*\|)? *(?P<done>\d+)/(?P<total>\d+)(?: \[(?P<timing>[^\]]*))?"
-)
+_BAR = re.compile(r"(?P<pct>\d{1,3})%(?: Completed)? ?\|(?:[^|]*\|)? *(?P<done>\d+)/(?P<total>\d+)(?: \[(?P<timing>[^\]]*))?")
 _ITEM = re.compile(r"\(([^)]*?)(?: avail_mem=[^)]*)?\)")
 
 

@@ -251,7 +251,9 @@ def _findings(
     """What was lost, and what killed it: a failure after readiness is one of serving, before it one that was overcome."""
     findings = _settled(list(reader.findings.values()), reader, facts)
     if failure is not None and (ready_at is None or failure.at is None or failure.at >= ready_at):
-        findings.append(Finding("died" if failure.kind != "port-taken" else "port-taken", "fail", "server log", failure.cause))
+        advice = next((sign.advice for sign in versions.FAILURES if sign.kind == failure.kind and sign.advice), "")
+        kind = "died" if failure.kind != "port-taken" else "port-taken"
+        findings.append(Finding(kind, "fail", "server log", failure.cause, advice))
     return findings + _compile_findings(reader, facts, phases, ready_at, findings)
 
 

@@ -18,7 +18,17 @@ from pytest_sglang.server.control import Controller, ControlState
 from pytest_sglang.server.http import Completion, ControlPlane
 from pytest_sglang.server.log import LogSource
 from pytest_sglang.server.phases import Timeline
-from pytest_sglang.server.start import FailureKind, LogWatch, Progress, StartFailed, kind_of, outside, own_account, read_start, unreadable
+from pytest_sglang.server.start import (
+    FailureKind,
+    LogWatch,
+    Progress,
+    StartFailed,
+    kind_of,
+    outside,
+    own_account,
+    read_start,
+    unreadable,
+)
 from pytest_sglang.server.task import Task
 
 if TYPE_CHECKING:

@@ -123,7 +123,11 @@ def kind_of(timeline: Timeline, lines: list[LogLine]) -> StartKind:
 
 def own_account(info: Any, samples: Mapping[str, float] | None, timeline: Timeline) -> tuple[dict[str, float], list[Finding]]:
     """The server's own start-up seconds (``/server_info``, else the metrics, else the log's line), and where they do not fit the log."""
-    told = {"/server_info": timings.from_info(info), "/metrics": timings.from_metrics(samples), "the log's own line": timeline.timings}
+    told = {
+        "/server_info": timings.from_info(info),
+        "/metrics": timings.from_metrics(samples),
+        "the log's own line": timeline.timings,
+    }
     found = [each for source, seconds in told.items() for each in timings.disagreements(seconds, timeline, source)]
     return next((seconds for seconds in told.values() if seconds), {}), found
 

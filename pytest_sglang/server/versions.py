@@ -192,8 +192,14 @@ FAILURES: tuple[Sign, ...] = (
         "exception",
         "fail",
         r"(?:Scheduler|DetokenizerManager|TokenizerManager|DataParallelController|DetokenizerProcess) hit an exception: ",
+        "its traceback names the place; what the log says after it is fallout",
     ),
-    Sign("arguments", "fail", r"error: (?:unrecognized arguments|ambiguous option|argument |the following arguments are required)"),
+    Sign(
+        "arguments",
+        "fail",
+        r"error: (?:unrecognized arguments|ambiguous option|argument |the following arguments are required)",
+        "this version does not take that flag: python -m sglang.launch_server --help",
+    ),
     Sign(
         "out-of-memory",
         "fail",
@@ -206,17 +212,57 @@ FAILURES: tuple[Sign, ...] = (
         "fail",
         r"(?:Prefill|Decode) out of memory\. Try to lower your batch size|alloc_req_slots runs out of memory",
     ),
-    Sign("capture-failed", "fail", r"Capture (?:prefill )?(?:cuda|CUDA) graph failed: "),
-    Sign("gpu-occupied", "fail", r"The memory capacity is unbalanced\. Some GPUs may be occupied by other processes"),
-    Sign("nccl", "fail", r"NCCL error in: |Watchdog caught collective operation timeout: WorkNCCL\("),
-    Sign("watchdog", "fail", r"Scheduler watchdog timeout \(self\.watchdog_timeout=[\d.]+, self\.soft=False\)"),
-    Sign("rank-died", "fail", r"Rank \d+ scheduler died during initialization \(exit code: -?\d+\)"),
+    Sign(
+        "capture-failed",
+        "fail",
+        r"Capture (?:prefill )?(?:cuda|CUDA) graph failed: ",
+        "mostly out of memory: lower --mem-fraction-static or the largest captured batch size",
+    ),
+    Sign(
+        "gpu-occupied",
+        "fail",
+        r"The memory capacity is unbalanced\. Some GPUs may be occupied by other processes",
+        "end the other process on these GPUs (nvidia-smi)",
+    ),
+    Sign(
+        "nccl",
+        "fail",
+        r"NCCL error in: |Watchdog caught collective operation timeout: WorkNCCL\(",
+        "a rank is gone or a link is down: look at the other ranks' lines, dmesg (Xid) and nvidia-smi nvlink -s",
+    ),
+    Sign(
+        "watchdog",
+        "fail",
+        r"Scheduler watchdog timeout \(self\.watchdog_timeout=[\d.]+, self\.soft=False\)",
+        "a step of the scheduler hung: its stacks stand before this line",
+    ),
+    Sign(
+        "rank-died",
+        "fail",
+        r"Rank \d+ scheduler died during initialization \(exit code: -?\d+\)",
+        "exit code -9 may be the kernel's OOM killer: journalctl -k; else the rank's own lines tell",
+    ),
     Sign("rank-died", "fail", r"TP rank \d+ could finish the model loading, but"),
-    Sign("process-died", "fail", r"Subprocess \S+ \(pid=\d+\) crashed with exit code -?\d+"),
-    Sign("warmup-failed", "fail", r"Initialization failed\. warmup error: "),
+    Sign(
+        "process-died",
+        "fail",
+        r"Subprocess \S+ \(pid=\d+\) crashed with exit code -?\d+",
+        "exit code -9 may be the kernel's OOM killer: journalctl -k; else its own lines before tell",
+    ),
+    Sign(
+        "warmup-failed",
+        "fail",
+        r"Initialization failed\. warmup error: ",
+        "the first request failed or took longer than SGLANG_WARMUP_TIMEOUT (600 s)",
+    ),
     # the parent's summary, whatever the cause
     Sign("rank-died", "fail", r"^Initialization failed\.(?! warmup)"),
-    Sign("killed-itself", "fail", r"Received sigquit from a child process|SIGQUIT received\. "),
+    Sign(
+        "killed-itself",
+        "fail",
+        r"Received sigquit from a child process|SIGQUIT received\. ",
+        "a child failed: the lines before tell which",
+    ),
 )
 
 AUTOTUNE = re.compile(r"(?:Single|Sub)Process AUTOTUNE benchmarking takes [\d.]+ seconds")
@@ -232,13 +278,19 @@ BARS: tuple[tuple[str, re.Pattern[str]], ...] = (
 """Labels of tqdm's bars by the phase they belong to: rank 0 draws them between the lines of the other ranks."""
 
 NOTES: tuple[tuple[str, re.Pattern[str]], ...] = (
-    ("kv_tokens", re.compile(r"KV Cache is allocated\. .*?#tokens: (?P<value>\d+)|Post-capture KV sizing: .*?#tokens: (?P<later>\d+)")),
+    (
+        "kv_tokens",
+        re.compile(r"KV Cache is allocated\. .*?#tokens: (?P<value>\d+)|Post-capture KV sizing: .*?#tokens: (?P<later>\d+)"),
+    ),
     ("kv_dtype", re.compile(r"^Using KV cache dtype: (?P<value>\S+)|KV Cache is allocated\. dtype: (?P<later>[^,\s]+)")),
     ("weights_type", re.compile(r"^Load weight end\. .*?type=(?P<value>\w+)")),
     ("quantization", re.compile(r"^Load weight end\. .*?quant=(?P<value>\w+)")),
     ("decode_sizes", re.compile(r"^Capture \w+ graph bs \[(?P<value>[\d, ]+)\]|graph end\. bs=\[(?P<later>[\d, ]+)\]")),
     # proof that custom all-reduce took part: v1 while graphs are captured (v1 only in 0.5.23), v2 where it says so (0.5.10, 0.5.11)
-    ("custom_all_reduce", re.compile(r"(?P<value>Registering \d+ cuda graph addresses)|(?P<later>Custom allreduce v2 initialized)")),
+    (
+        "custom_all_reduce",
+        re.compile(r"(?P<value>Registering \d+ cuda graph addresses)|(?P<later>Custom allreduce v2 initialized)"),
+    ),
     ("flashinfer_autotune", re.compile(r"^(?P<value>Running FlashInfer autotune)|^(?P<later>FlashInfer autotune completed)")),
 )
 """What else a start tells of itself; the newest line counts. Group ``later`` is another form of the same fact."""

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pytest_sglang.server.http import ControlPlane
     from pytest_sglang.server.identity import Identity
     from pytest_sglang.server.log import LogSource
+    from pytest_sglang.session.expected import Expected
     from pytest_sglang.session.guard import Guard
     from pytest_sglang.session.hardware import Hardware
     from pytest_sglang.session.journal import Entry, Journal
@@ -88,6 +89,14 @@ class Deployment:
         return self.controller.log()
 
     @cached_property
+    def expected(self) -> Expected:
+        """How long this server's last starts took, by the records of earlier runs."""
+        from pytest_sglang.session import expected
+
+        folder, name = self.options.report_dir, self.rig.name
+        return expected.read(folder, rig=name, server=self.rig.server, simulated=self.options.simulated)
+
+    @cached_property
     def server(self) -> SglangServer:
         """``sglang_server``."""
         from pytest_sglang.session.server import SglangServer
@@ -150,7 +159,9 @@ class Deployment:
     def wait_ready(self, *, launched_at: float, budget_s: float | None) -> Startup:
         """Wait for readiness with live progress. Raises StartFailed."""
         from pytest_sglang.server import ready
+        from pytest_sglang.session import live
 
+        expected, cold = self.expected.after(self.server.history), bool(self.kernels.aside)
         start = self.rig.start
         budgets = [each for each in (start.cold_s, start.warm_s) if each] if start is not None else []
         budget = budget_s if budget_s is not None else max(budgets, default=1800.0)
@@ -164,7 +175,8 @@ class Deployment:
                 budget_s=budget,
                 silence_s=start.silence_s if start is not None else 300.0,
                 activity=self.kernels.newest,
-                progress=lambda each: self.progress(_show(each)),
+                expected_s=expected.of(cold=cold),
+                progress=lambda each: self.progress(live.text(each, expected.of(cold=cold or each.compiles))),
             )
         finally:
             self.progress(None)
@@ -305,17 +317,3 @@ def _settle(controller: Controller) -> None:
         if controller.state().active:
             return
         time.sleep(0.1)
-
-
-def _show(progress: Any) -> str:
-    from pytest_sglang.record import units
-
-    parts = [
-        f"{progress.phase or 'starting'}{' ' + progress.inside if progress.inside else ''}",
-        units.duration(progress.elapsed_s),
-    ]
-    if progress.expected_s:
-        parts.append(f"of about {units.duration(progress.expected_s)}")
-    if progress.last_line:
-        parts.append(progress.last_line)
-    return " · ".join(parts)
