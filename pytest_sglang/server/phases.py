@@ -18,7 +18,7 @@ from pytest_sglang.server.versions import Mark, Version
 _ACCESS = re.compile(r'"(?P<method>[A-Z]+) (?P<path>/\S*) HTTP/[\d.]+" (?P<status>\d{3})')
 _TRAFFIC = ("Decode batch", "Prefill batch")
 _LEVEL = re.compile(r"^(?:INFO|WARNING|ERROR):\s+")
-_TIMING = re.compile(r"(\w+)=([\d.]+)")
+_TIMING = re.compile(r"(\w+)=(\d+(?:\.\d+)?)")
 _FACT = {
     "model_path": str,
     "served_model_name": str,
@@ -261,7 +261,9 @@ def _phases(reader: _Reader, *, zero: float, first: float, ready_at: float | Non
     """Contiguous phases: each lasts until the next begins, so that they add up to the whole."""
     marks = reader.first
     if not any(mark in marks for mark in ("distributed", "weights", "decode", "port_open")):
-        # nothing of a start is in it but its first lines
+        # nothing of a start is in it but its first lines; where it got ready all the same, its stages have other names
+        if ready_at is not None:
+            return ()
         begins: list[tuple[str, float]] = [("launch", zero), ("arguments", first)] if "arguments" in marks else []
         return _closed(begins, zero, ended_at)
     kv_begin = reader.last.get("weights_end")

@@ -55,21 +55,28 @@ def _forms() -> tuple[Form, ...]:
         Form("distributed", first, before[parallel_renamed], r"^Init torch distributed begin\."),
         Form("distributed", parallel_renamed, last, r"^Init parallel begin\."),
         Form("weights", first, last, r"^Load weight begin\."),
-        Form("weights_end", first, last, r"^Load weight end\. (?:elapsed=(?P<s>[\d.]+) s|Committed real weights)"),
+        Form("weights_end", first, last, r"^Load weight end\. (?:elapsed=(?P<s>\d+(?:\.\d+)?) s|Committed real weights)"),
         Form("kv_cache_end", first, last, r"^Memory pool end\."),
         Form("decode", first, before[graphs_renamed], rf"^Capture {_GRAPH} begin\."),
         Form("decode", graphs_renamed, last, rf"^Capture (?:target|draft) (?:decode|verify) {_GRAPH} begin\."),
-        Form("decode_end", first, before[graphs_renamed], rf"^Capture {_GRAPH} end\. Time elapsed: (?P<s>[\d.]+) s"),
+        Form("decode_end", first, before[graphs_renamed], rf"^Capture {_GRAPH} end\. Time elapsed: (?P<s>\d+(?:\.\d+)?) s"),
         Form(
             "decode_end",
             graphs_renamed,
             last,
-            rf"^Capture (?:target|draft) (?:decode|verify) {_GRAPH} end\..*?elapsed=(?P<s>[\d.]+) s",
+            rf"^Capture (?:target|draft) (?:decode|verify) {_GRAPH} end\..*?elapsed=(?P<s>\d+(?:\.\d+)?) s",
         ),
         Form("prefill", first, before[graphs_renamed], rf"^Capture piecewise {_GRAPH} begin\."),
         Form("prefill", graphs_renamed, last, rf"^Capture (?:target|draft) prefill {_GRAPH} begin\."),
-        Form("prefill_end", first, before[graphs_renamed], rf"^Capture piecewise {_GRAPH} end\. Time elapsed: (?P<s>[\d.]+) s"),
-        Form("prefill_end", graphs_renamed, last, rf"^Capture (?:target|draft) prefill {_GRAPH} end\..*?elapsed=(?P<s>[\d.]+) s"),
+        Form(
+            "prefill_end", first, before[graphs_renamed], rf"^Capture piecewise {_GRAPH} end\. Time elapsed: (?P<s>\d+(?:\.\d+)?) s"
+        ),
+        Form(
+            "prefill_end",
+            graphs_renamed,
+            last,
+            rf"^Capture (?:target|draft) prefill {_GRAPH} end\..*?elapsed=(?P<s>\d+(?:\.\d+)?) s",
+        ),
         Form("capacity", first, last, r"^max_total_num_tokens=(?P<n>\d+), chunked_prefill_size="),
         Form("timings", (0, 5, 20), last, r"^Engine startup timings \(s\): "),
         Form("port_open", first, last, r"^Uvicorn running on \S+"),
@@ -94,7 +101,7 @@ DEGRADATIONS: tuple[Sign, ...] = (
     Sign(
         "custom-all-reduce-off",
         "info",
-        r"Custom[Aa]ll[Rr]educe(?:V2)? is disabled because it's not supported on more than two PCIe-only GPUs",
+        r"Custom ?[Aa]ll ?[Rr]educe(?:V2)? is disabled because it's not supported on more than two PCIe-only GPUs",
         "by design on more than two cards without full pairwise NVLink",
     ),
     Sign(

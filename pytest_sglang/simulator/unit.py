@@ -181,7 +181,7 @@ WantedBy=multi-user.target
         clock = RigClock(config.directory)
         config.log.parent.mkdir(parents=True, exist_ok=True)
         log = os.open(config.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        kept = {name: os.environ[name] for name in ("PATH", "LANG", "LC_ALL", "TZ") if name in os.environ}
+        kept = {name: os.environ[name] for name in ("PATH", "LANG", "LC_ALL", "TZ", "SGLANG_LOG_MS") if name in os.environ}
         environment = kept | self.environment() | {"PYTHONPATH": str(_PACKAGE_PARENT), "PYTHONDONTWRITEBYTECODE": "1"}
         argv = self.argv()
         started_us = round(clock.to_monotonic(clock.time()) * 1e6)
