@@ -47,7 +47,7 @@ def _head(found: Start, reading: Reading, width: int) -> list[Line]:
     parts += [str(model)] if model else []
     parts += [f"TP={tp}"] if tp else []
     parts += [f"NCCL {timeline.versions['nccl']}"] if "nccl" in timeline.versions else []
-    return [(_cut(f"{reading.name}", width), ""), *((line, "bold") for line in _wrap(" · ".join(parts), width))]
+    return [(_cut_left(reading.name, width), ""), *((line, "bold") for line in _wrap(" · ".join(parts), width))]
 
 
 def _phases(found: Start, width: int) -> list[Line]:
@@ -119,7 +119,8 @@ def _finding(finding: Finding, width: int) -> list[Line]:
 def listing(reading: Reading, width: int) -> list[Line]:
     """``--list``: the starts of a log, oldest first."""
     count = len(reading.starts)
-    lines: list[Line] = [(_cut(f"{reading.name}: {count} start{'' if count == 1 else 's'}", width), "bold")]
+    held = f"{count} start{'' if count == 1 else 's'} in "
+    lines: list[Line] = [(held + _cut_left(reading.name, width - len(held)), "bold")]
     for number in range(1, count + 1):
         found = judge(reading, number)
         timeline = found.timeline
@@ -175,6 +176,10 @@ def _cut_path(text: str, width: int) -> str:
     if over <= 0 or not quote or len(tail) <= over + 1:
         return _cut(text, width)
     return f"{head}{quote}…{tail[over + 1 :]}"
+
+
+def _cut_left(text: str, width: int) -> str:
+    return text if len(text) <= width else f"…{text[1 - width :]}"
 
 
 def _cut(text: str, width: int) -> str:

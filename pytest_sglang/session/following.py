@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from pytest_sglang.record import units
 from pytest_sglang.server import log as logs
@@ -14,7 +14,7 @@ from pytest_sglang.server.sources import StreamLog
 from pytest_sglang.server.start import Progress
 from pytest_sglang.session import live
 from pytest_sglang.session.errors import Refused
-from pytest_sglang.session.timeline import Asked, Reading, Start, is_sglang, judge, read
+from pytest_sglang.session.timeline import Asked, Reading, Start, is_sglang, judge, read, refuse_foreign
 
 POLL_S = 0.2
 QUIET_S = 2.0
@@ -69,7 +69,7 @@ class Follower:
     def _reading(self, ended: bool) -> tuple[Reading, list[LogLine]]:
         if self._parsed is None or self._parsed[0] is not self._text or ended:
             lines = logs.split(self._text)
-            begun = logs.holds_a_start(self._text) or ended
+            begun = logs.holds_a_start(self._text) or (ended and is_sglang(lines))
             starts = tuple(tuple(each) for each in logs.starts(lines)) if begun else ()
             launches = getattr(self._origin, "launches", None)
             known = tuple(launches()) if launches is not None and starts else ()
@@ -85,7 +85,7 @@ class Follower:
             self._index = self._first(reading)
         if self._index >= len(reading.starts):
             if ended:
-                raise Refused(f"{self._origin.describe()} ended, and the start that was waited for never came")
+                return judge(reading, len(reading.starts), self._asked), reading
             self._wait("waiting for the next start: the last one in this log is over")
             return None
         found = judge(reading, self._index + 1, self._asked)
@@ -103,8 +103,8 @@ class Follower:
         if isinstance(self._origin, StreamLog):
             return done
         whole = read(self._origin)
-        first = reading.starts[found.number - 1][0]
-        same = [number for number, each in enumerate(whole.starts, 1) if each[0] == first]
+        first = _first_stamped(reading.starts[found.number - 1])
+        same = [number for number, each in enumerate(whole.starts, 1) if _first_stamped(each) == first]
         return (judge(whole, same[-1], self._asked), whole) if same else done
 
     def _first(self, reading: Reading) -> int:
@@ -115,7 +115,8 @@ class Follower:
 
     def _nothing(self, ended: bool, lines: list[LogLine]) -> None:
         if ended:
-            raise Refused(f"{self._origin.describe()} ended, and no start was in it")
+            refuse_foreign(lines, self._origin.describe())
+            raise Refused(f"{self._origin.describe()} ended without a line")
         told = f"{self._origin.describe()}: no start in it yet"
         if lines and not is_sglang(lines) and time.monotonic() - self._began > _STALE_S:
             told += " (nothing in it looks like SGLang's)"
@@ -123,6 +124,10 @@ class Follower:
 
     def _wait(self, told: str) -> None:
         self._show(f"{told} · {time.monotonic() - self._began:.0f} s")
+
+
+def _first_stamped(lines: Sequence[LogLine]) -> LogLine | None:
+    return next((line for line in lines if line.time is not None), None)
 
 
 def _elapsed_s(timeline: Timeline, quiet_s: float) -> float:

@@ -141,8 +141,7 @@ def read(origin: LogSource) -> Reading:
     if isinstance(origin, FileLog) and (aside := rotated.siblings(origin.path)):
         name += f" and {len(aside)} rotated file{'' if len(aside) == 1 else 's'}"
     lines = logs.split(text)
-    if lines and not is_sglang(lines):
-        raise Refused(f"{name} is not a log of SGLang: {len(lines):,} lines, and none that SGLang {_range()} writes at its start")
+    refuse_foreign(lines, name)
     launches = tuple(origin.launches()) if isinstance(origin, JournalLog) else ()
     return Reading(name=name, starts=tuple(tuple(each) for each in logs.starts(lines)), launches=launches)
 
@@ -156,6 +155,13 @@ def _whole(origin: LogSource) -> str:
 
 def _range() -> str:
     return f"{versions.name(versions.OLDEST)} to {versions.name(versions.NEWEST)}"
+
+
+def refuse_foreign(lines: list[LogLine], name: str) -> None:
+    """Raise Refused where there are lines, and none is SGLang's."""
+    if lines and not is_sglang(lines):
+        count = f"{len(lines):,} line{'' if len(lines) == 1 else 's'}"
+        raise Refused(f"{name} is not a log of SGLang: {count}, and none that SGLang {_range()} writes")
 
 
 def is_sglang(lines: list[LogLine]) -> bool:

@@ -30,8 +30,7 @@ STAGES = [
     (
         BOTH,
         "capacity",
-        "max_total_num_tokens=98304, chunked_prefill_size=2048, max_prefill_tokens=16384, max_running_requests=48, "
-        "context_len=32768, available_gpu_mem=4.51 GB",
+        "max_total_num_tokens=98304, chunked_prefill_size=2048, max_prefill_tokens=16384, max_running_requests=48, context_len=32768",
     ),
     (BOTH, "capacity", "max_total_num_tokens=98304, chunked_prefill_size=None, max_prefill_tokens=16384"),
     (NEW, "timings", "Engine startup timings (s): load_weight=0.02, cuda_graph={prefill=0.00, decode=65.72}, tokenizer_e2e=73.63"),
