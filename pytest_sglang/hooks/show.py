@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import pytest
@@ -16,7 +17,8 @@ class TerminalProgress(MovingLine):
     def __init__(self, config: pytest.Config) -> None:
         self._writer: Any = config.get_terminal_writer()
         self._config = config
-        super().__init__(self._writer._file, quiet=config.get_verbosity() < 0)
+        with self._uncaptured():
+            super().__init__(self._writer._file, quiet=config.get_verbosity() < 0)
         self.moves = self.moves and bool(getattr(self._writer, "hasmarkup", False))
 
     def opened(self) -> str:
@@ -32,12 +34,16 @@ class TerminalProgress(MovingLine):
         return "\n  "
 
     def write(self, begin: str, line: str = "", end: str = "") -> None:
+        with self._uncaptured():
+            super().write(begin, line, end)
+
+    def _uncaptured(self) -> AbstractContextManager[None]:
+        """While a test runs, the terminal's own descriptor is behind pytest's capture: what it is can be asked only here."""
         capture = self._config.pluginmanager.getplugin("capturemanager")
         if capture is None:
-            super().write(begin, line, end)
-            return
-        with capture.global_and_fixture_disabled():
-            super().write(begin, line, end)
+            return nullcontext()
+        found: AbstractContextManager[None] = capture.global_and_fixture_disabled()
+        return found
 
 
 def promises(active: Active, terminalreporter: Any) -> None:

@@ -12,6 +12,8 @@ from pytest_sglang.record import units
 EVERY_S = 30.0
 """Plain lines come at most so often."""
 _REDRAW_S = 0.1
+_CUT = "…"
+_PLAIN = 300
 _ERASE = "\r\x1b[2K"
 
 
@@ -35,10 +37,9 @@ def fit(line: str, width: int) -> str:
     for each in shown:
         step = _cells(each)
         if cells + step > width:
-            # room for the ellipsis
-            while kept and cells > width - 1:
+            while kept and cells > width - _cells(_CUT):
                 cells -= _cells(kept.pop())
-            return "".join(kept) + ("…" if width > 0 else "")
+            return "".join(kept) + (_CUT if width >= _cells(_CUT) else "")
         kept.append(each)
         cells += step
     return "".join(kept)
@@ -127,8 +128,7 @@ class MovingLine:
 
     def write(self, begin: str, line: str = "", end: str = "") -> None:
         """Put it there; a moving line is cut to the terminal as wide as it is at this moment."""
-        if self.moves:
-            # the last cell stays free: some terminals wrap as soon as it is filled
-            line = fit(line, width_of(self.stream) - 1)
+        # the last cell of a terminal stays free: some wrap as soon as it is filled
+        line = fit(line, width_of(self.stream) - 1 if self.moves else _PLAIN)
         self.stream.write(begin + line + end)
         self.stream.flush()
