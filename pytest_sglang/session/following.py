@@ -51,8 +51,6 @@ class Follower:
     def _take(self) -> None:
         new, self._position = self._origin.tail_from(self._position)
         if not new:
-            if not self._text and self._origin.why is not None and not isinstance(self._origin, FileLog):
-                raise Refused(self._origin.why)
             return
         self._text += new
         self._changed = time.monotonic()
@@ -117,7 +115,8 @@ class Follower:
         if ended:
             refuse_foreign(lines, self._origin.describe())
             raise Refused(f"{self._origin.describe()} ended without a line")
-        told = f"{self._origin.describe()}: no start in it yet"
+        # a journal may still be empty, a file may be between two names: what is wrong is shown, and waited for
+        told = self._origin.why or f"{self._origin.describe()}: no start in it yet"
         if lines and not is_sglang(lines) and time.monotonic() - self._began > _STALE_S:
             told += " (nothing in it looks like SGLang's)"
         self._wait(told)

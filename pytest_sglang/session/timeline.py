@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 import sys
 import time
@@ -80,6 +81,8 @@ class Reading(Value, frozen=True, kw_only=True):
 def source(asked: Asked) -> LogSource:
     """The log that was asked for. Raises Refused where it is not there or cannot be read."""
     if asked.unit is not None:
+        if shutil.which("journalctl") is None:
+            raise Refused("journalctl is not installed here: give the log as a file, or pipe it in with -")
         user, unit = asked.unit.startswith("user:"), asked.unit.removeprefix("user:")
         return JournalLog(unit, ["journalctl", *(["--user"] if user else []), "--no-pager"])
     if asked.log is None:
