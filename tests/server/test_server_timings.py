@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import msgspec
 import pytest
 
 from pytest_sglang.record.clock import SystemClock
-from pytest_sglang.server import http, log, phases, start, timings
+from pytest_sglang.server import http, log, phases, ready, start, timings
 from pytest_sglang.server.command import Command
 from pytest_sglang.server.log import TextLog
 from pytest_sglang.server.phases import Timeline
@@ -112,3 +113,39 @@ def test_the_start_of_a_running_server_carries_the_finding(
         assert startup.timings.keys() == KEYS
         assert [each.kind for each in startup.findings if each.severity == "warn"] == kinds
         assert "timings" in msgspec.to_builtins(startup)
+
+
+def test_a_start_that_was_watched_carries_the_finding_too(
+    fake: Callable[..., Command], port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = http.ControlPlane.server_info
+    for told_s, kinds in ((0.01, []), (99.0, ["startup-times-disagree"])):
+        monkeypatch.setattr(
+            http.ControlPlane, "server_info", lambda plane, told_s=told_s: {**plain(plane), "startup_time": {"load_weight": told_s}}
+        )
+        command = fake()
+        launched_at = time.time()
+        command.start()
+        with http.ControlPlane(f"http://127.0.0.1:{port}") as plane:
+            startup = ready.wait_ready(
+                controller=command,
+                plane=plane,
+                log=command.log(),
+                clock=SystemClock(),
+                launched_at=launched_at,
+                budget_s=60.0,
+                silence_s=30.0,
+            )
+        command.stop(1.0)
+        assert startup.timings == {"load_weight": told_s}
+        assert [each.kind for each in startup.findings if each.kind == timings.KIND] == kinds
+
+
+def test_the_last_line_that_is_shown_holds_no_secret() -> None:
+    text = "[2026-01-02 03:04:05] server_args=ServerArgs(model_path='m', " + "x=1, " * 2000 + "api_key='sesame', y=2)"
+    watch = start.LogWatch(TextLog(text), None, 0.0)
+    watch.poll()
+    assert watch.last_line.startswith("server_args=ServerArgs(model_path='m'")
+    short = start.LogWatch(TextLog("[2026-01-02 03:04:05] server_args=ServerArgs(api_key='sesame')"), None, 0.0)
+    short.poll()
+    assert "sesame" not in short.last_line
