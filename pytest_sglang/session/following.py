@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from pytest_sglang.record import units
 from pytest_sglang.server import log as logs
-from pytest_sglang.server.log import FileLog, LogLine, LogSource
+from pytest_sglang.server.log import LogLine, LogSource
 from pytest_sglang.server.phases import Timeline
 from pytest_sglang.server.sources import StreamLog
 from pytest_sglang.server.start import Progress

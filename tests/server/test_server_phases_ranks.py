@@ -94,6 +94,34 @@ def test_a_line_glued_behind_a_bar_and_another_line_is_read() -> None:
     ]
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_a_traceback_that_other_ranks_write_into_keeps_its_cause(recorded: Recorded, seed: int) -> None:
+    noise, text = random.Random(seed), recorded("sglang-0.5.23-cpu-compile-crash")
+    begin, end = text.index("Scheduler hit an exception"), text.index("[2026-11-23 23:02:27] Received sigquit")
+    lines = text[begin:end].splitlines(keepends=True)
+    other = "[2026-11-23 23:02:27 TP{}] Capture target decode CPU graph begin. backend=disabled, avail mem=21.71 GB\n"
+    for rank in (1, 2, 3):
+        lines.insert(noise.randrange(1, len(lines)), other.format(rank))
+    found = _read(text[:begin] + "".join(lines) + text[end:])
+    assert found.failure is not None
+    assert found.failure.cause == "AttributeError: 'TorchNativeAttnBackend' object has no attribute 'init_cpu_graph_state'"
+    assert "in init_cuda_graphs" in found.failure.traceback
+    assert "TP1" not in found.failure.traceback
+
+
+def test_of_two_ranks_that_fail_the_first_one_is_the_cause() -> None:
+    text = "".join(
+        f'[2026-01-02 03:04:05 TP{rank}] Scheduler hit an exception: Traceback (most recent call last):\n  File "x.py", line 1\n{error}\n'
+        for rank, error in (
+            (2, "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB"),
+            (0, "RuntimeError: NCCL error in: x"),
+        )
+    )
+    found = _read(text)
+    assert found.failure is not None
+    assert (found.failure.kind, found.failure.cause[:22]) == ("out-of-memory", "torch.OutOfMemoryError")
+
+
 COLLECTED = {
     "journalctl": "Nov 23 22:22:04 rig python[4711]: ",
     "journalctl -o short-iso": "2026-11-23T22:22:04+0000 rig python[4711]: ",
