@@ -102,7 +102,7 @@ def _outcome(found: Start, width: int) -> list[Line]:
         colour = "red" if found.state == "died" else "yellow"
     lines: list[Line] = [(line, colour) for line in _wrap(first, width)]
     if timeline.launched_at_is == "first line" and total_s is not None and found.begun:
-        told = "counted from the first line of the log, which comes 16 to 30 s after the launch: --started '...' tells the launch"
+        told = "counted from the first line of the log, which comes up to half a minute after the launch: --started '...' tells it"
         lines += [(line, "") for line in _wrap(told, width)]
     return lines
 

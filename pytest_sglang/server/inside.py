@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+import msgspec
+
 from pytest_sglang.record.values import Value
 from pytest_sglang.server import versions
 
@@ -18,6 +20,8 @@ class Inside(Value, frozen=True):
     total: int = 0
     item: str = ""
     tuned: int = 0
+    elapsed_s: float = 0.0
+    """By the bar's own clock: between two stamps of the log it may be all that tells the time."""
 
     @property
     def text(self) -> str:
@@ -52,17 +56,28 @@ class Bars:
         if phase is None:
             return
         item = _ITEM.search(label)
-        self._newest[phase] = Inside(int(match["done"]), int(match["total"]), item[1] if item else "")
+        elapsed_s = _seconds((match["timing"] or "").partition("<")[0])
+        self._newest[phase] = Inside(int(match["done"]), int(match["total"]), item[1] if item else "", elapsed_s=elapsed_s)
 
     def found(self) -> dict[str, Inside]:
         """The newest progress by phase; tuned shapes belong to the capture of decode graphs, the only place of torch.compile."""
         found = dict(self._newest)
         if self._shapes:
             known = found.get("capture_decode", Inside())
-            found["capture_decode"] = Inside(known.done, known.total, known.item, len(self._shapes))
+            found["capture_decode"] = msgspec.structs.replace(known, tuned=len(self._shapes))
         return found
 
     def text(self, phase: str | None) -> str:
         """Progress inside ``phase`` for a person, "" without."""
         inside = self.found().get(phase or "")
         return inside.text if inside is not None else ""
+
+
+def _seconds(text: str) -> float:
+    """tqdm's ``01:49`` or ``1:02:03``; 0 for anything else."""
+    if re.fullmatch(r"\d+(?::\d\d){1,2}", text) is None:
+        return 0.0
+    total = 0
+    for part in text.split(":"):
+        total = 60 * total + int(part)
+    return float(total)

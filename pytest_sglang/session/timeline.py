@@ -55,9 +55,16 @@ class Start(Value, frozen=True, kw_only=True):
 
     @property
     def total_s(self) -> float | None:
-        """Seconds from the launch (or the first line) until ready, else until the log's last line of it."""
-        zero, end = self.timeline.launched_at, self.timeline.ready_at or self.timeline.last_at
-        return None if zero is None or end is None else max(0.0, end - zero)
+        """Seconds from the launch (or the first line) until ready, else until the last moment that the log tells: a stamp, or a bar's clock."""
+        timeline = self.timeline
+        zero, end = timeline.launched_at, timeline.ready_at or timeline.last_at
+        if zero is None or end is None:
+            return None
+        if timeline.ready_at is None and timeline.phases:
+            last = timeline.phases[-1]
+            inside = timeline.progress.get(last.id)
+            end = max(end, zero + last.begin_s + (inside.elapsed_s if inside is not None else 0.0))
+        return max(0.0, end - zero)
 
     @property
     def exit_code(self) -> int:
