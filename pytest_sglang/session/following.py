@@ -22,6 +22,10 @@ QUIET_S = 2.0
 TRIM = 4 * 1024 * 1024
 """Characters beyond which older starts are forgotten while one is followed."""
 _STALE_S = 5.0
+# statistics and answers, but for those that tell of readiness
+_SERVED = re.compile(
+    r"^\[[^\]\n]*\] (?:(?:Decode|Prefill) batch, #|INFO: +\S+ - \"(?!GET /(?:health|ready)))[^\n]*\n", re.MULTILINE
+)
 _SAME_CLOCK_S = 3600.0
 
 
@@ -31,6 +35,7 @@ class Follower:
     def __init__(self, origin: LogSource, asked: Asked, show: Callable[[str | None], None]) -> None:
         self._origin, self._asked, self._show = origin, asked, show
         self._text = ""
+        self._limit = TRIM
         self._position: object | None = None
         self._changed = self._began = time.monotonic()
         self._index: int | None = None
@@ -54,15 +59,17 @@ class Follower:
             return
         self._text += new
         self._changed = time.monotonic()
-        if len(self._text) > TRIM:
+        if len(self._text) > self._limit:
             self._trim()
 
     def _trim(self) -> None:
-        """Forget what is older than the last two starts: it would be parsed again with every new line."""
+        """Forget what a server said while it served, and what is older than the last two starts: it would be parsed with every new line."""
+        self._text = _SERVED.sub("", self._text)
         echoes = [match.start() for match in re.finditer(r"^.*\] server_args=", self._text, re.MULTILINE)]
         if len(echoes) > 2:
             self._text = self._text[echoes[-2] :]
             self._index = None if self._index is None else max(0, self._index - (len(echoes) - 2))
+        self._limit = max(TRIM, 2 * len(self._text))
 
     def _reading(self, ended: bool) -> tuple[Reading, list[LogLine]]:
         if self._parsed is None or self._parsed[0] is not self._text or ended:

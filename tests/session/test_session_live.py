@@ -13,8 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pytest_sglang.record import run as records
+from pytest_sglang.record.values import Startup
 from pytest_sglang.server.start import Progress
-from pytest_sglang.session import live
+from pytest_sglang.session import live, promise
+from pytest_sglang.session.options import SIMULATED, RunOptions
 
 CSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
@@ -176,13 +179,25 @@ def test_under_pytest_a_ci_log_gets_plain_lines(tmp_path: Path) -> None:
     assert "\x1b" not in ran.stdout
 
 
+def an_earlier_run(folder: Path, ready_s: float) -> None:
+    """The record of a run on the simulated rig that made one warm start."""
+    rig = promise.resolve(RunOptions(rootdir=folder, rig=SIMULATED))
+    plain = {"name": rig.name, "server": records.plain(rig.server)}
+    startup = records.plain(Startup(kind="warm", launched_at=1.0, ready_s=ready_s))
+    folder.mkdir(parents=True)
+    startups = ({"label": "warm restart", "startup": startup, "budget_s": 90.0},)
+    records.write(records.Run(run_id="earlier", started="x", simulated=True, rig=plain, startups=startups), folder)
+
+
 def test_wait_moves_on_a_terminal_and_then_prints_the_time_line(tmp_path: Path) -> None:
     argv = [sys.executable, "-m", "pytest_sglang", "wait", "--rig=simulated"]
+    an_earlier_run(tmp_path / "reports" / "earlier", ready_s=77.7)
     code, shown = on_a_terminal(argv, 70, tmp_path, {"XDG_STATE_HOME": str(tmp_path / "state"), "HOME": str(tmp_path)})
     assert code == 0, shown
     drawn = [each for each in re.findall(r"\r\x1b\[2K([^\r\n\x1b]*)", shown) if each.strip()]
     assert len(drawn) > 5
     assert all(each.startswith("SIMULATED ") for each in drawn)
     assert any("warmup" in each for each in drawn)
+    assert all(" of about 77.7 s" in each for each in drawn if "warmup" in each and each.startswith("SIMULATED warmup"))
     assert widest("\n".join(drawn)) < 70
     assert "ready after" in shown

@@ -295,12 +295,12 @@ class Followed:
         self.shown: list[str] = []
         self.done: tuple[timeline.Start, timeline.Reading] | None = None
         asked = timeline.Asked(log=str(path))
-        follower = following.Follower(timeline.source(asked), asked, lambda text: self.shown.append(text) if text else None)
-        self.thread = threading.Thread(target=self._run, args=(follower,), daemon=True)
+        self.follower = following.Follower(timeline.source(asked), asked, lambda text: self.shown.append(text) if text else None)
+        self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()
 
-    def _run(self, follower: following.Follower) -> None:
-        self.done = follower.run()
+    def _run(self) -> None:
+        self.done = self.follower.run()
 
     def wait_shown(self, text: str) -> None:
         until(lambda: any(text in each for each in self.shown[-3:]), lambda: str(self.shown[-3:]))
@@ -396,6 +396,8 @@ def test_old_starts_of_a_long_log_are_forgotten_but_counted(tmp_path: Path, monk
     path.write_text(text_of(COLD, WARM, COLD), encoding="utf-8")
     followed = Followed(path)
     followed.wait_shown("waiting for the next start")
+    assert "Decode batch" not in followed.follower._text
+    assert followed.follower._text.count("] server_args=") == 2
     ready = text.index("fired up")
     append(path, text[: ready - 100])
     followed.wait_shown("warmup")
