@@ -92,6 +92,8 @@ class Startup(Value, frozen=True, kw_only=True):
     pid: int | None = None
     argv: tuple[str, ...] = ()
     versions: dict[str, str] = {}
+    timings: dict[str, float] = {}
+    """Seconds by the server's own account (startup_time of 0.5.23), {} where its version does not tell."""
     autotune_runs: int | None = None
     capture_s: float | None = None
     cache_diff: CacheDiff | None = None
