@@ -6,6 +6,7 @@ from typing import Any
 
 from pytest_sglang.gpu.guard import Guard, text, then
 from pytest_sglang.gpu.readings import (
+    PERF_POLICIES,
     Clocks,
     GpuProcess,
     Missing,
@@ -131,6 +132,16 @@ class Card:
     def event_reasons(self) -> Reading[tuple[str, ...]]:
         """What limits the clocks now, by name: ``("sw_power_cap",)``; empty = nothing does."""
         return then(self.event_reasons_mask(), reason_names)
+
+    def violations_s(self) -> dict[str, float]:
+        """Seconds since the driver was loaded for which each policy held the clocks; a policy that cannot be read is absent."""
+        held: dict[str, float] = {}
+        for name, policy in PERF_POLICIES.items():
+            answer = self._read("nvmlDeviceGetViolationStatus", policy)
+            seconds: Reading[float] = then(answer, lambda status: int(status.violationTime) / 1e9)
+            if not isinstance(seconds, Missing):
+                held[name] = seconds
+        return held
 
     def performance_state(self) -> Reading[int]:
         """P-state: 0 is the fastest."""

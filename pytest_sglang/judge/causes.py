@@ -86,14 +86,18 @@ def _power(seen: Observed) -> list[str] | None:
 
 
 def _throttled(seen: Observed) -> list[str] | None:
-    if seen.reasons is None:
-        return None
-    return [
-        f"{label} was {_SLOWING[reason]} for {shares[reason] * 100:.0f} % of the time"
-        for label, shares in seen.reasons.items()
-        for reason in _SLOWING
-        if shares.get(reason, 0.0) >= _SHARE
-    ]
+    return None if seen.reasons is None else throttled(seen.reasons)
+
+
+def throttled(reasons: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """What held each card beside the power cap, from shares of time by clocks event reason; the special reason, not "slowdown" too."""
+    found = []
+    for label, shares in reasons.items():
+        held = [reason for reason in _SLOWING if shares.get(reason, 0.0) >= _SHARE]
+        special = any(reason.startswith("hw_") and reason != "hw_slowdown" for reason in held)
+        kept = [reason for reason in held if not (special and reason == "hw_slowdown")]
+        found += [f"{label} was {_SLOWING[reason]} for {shares[reason] * 100:.0f} % of the time" for reason in kept]
+    return found
 
 
 def _hot(seen: Observed) -> list[str] | None:

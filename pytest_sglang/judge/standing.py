@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pytest_sglang.judge.hardware import FAULTY_REASONS
+from pytest_sglang.judge.throttling import HOLDING, UNUSUAL
 from pytest_sglang.record.values import Finding
 
 GPU_IDLE = "gpu_idle"
@@ -26,7 +26,7 @@ def card(sheet: Mapping[str, Any]) -> list[Finding]:
         remedy = "look for Xid 79 in the kernel log: power supply and its cables, riser, slot, heat; only a reboot brings it back"
         return [Finding("gpu-lost", "fail", label, str(sheet["lost"]), remedy)]
     found = []
-    for reason, remedy in FAULTY_REASONS.items():
+    for reason, remedy in {**HOLDING, **UNUSUAL}.items():
         if reason in (sheet["reasons"] or ()):
             found.append(Finding("clocks", "warn", label, f"{reason} holds the clocks now", remedy))
     width, most = sheet["pcie_width"], sheet["pcie_max_width"]

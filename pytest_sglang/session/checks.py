@@ -81,10 +81,21 @@ STANDARD: dict[str, CheckSpec] = {
         CheckSpec(
             "energy-per-token",
             "measure",
-            after=(*_SERVER, "power-limit"),
+            after=(*_SERVER, "power-limit", "placement"),
             per_power=True,
             min_level=2,
             promised=lambda rig: rig.server is not None and any(row.max_j_per_token is not None for row in rig.throughput),
+            uses_server=True,
+        ),
+        CheckSpec(
+            "throttling",
+            "measure",
+            after=(*_SERVER, "power-limit", "placement"),
+            per_power=True,
+            min_level=2,
+            promised=lambda rig: (
+                rig.server is not None and bool(rig.gpus) and any(row.power_w is not None for row in rig.throughput)
+            ),
             uses_server=True,
         ),
         CheckSpec(

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 
 _OF_THIS_MACHINE = frozenset({"identity", "power", "links", "health"})
+_OF_ITS_CARDS = frozenset({"energy-per-token", "throttling", "placement", "links-under-load"})
 """Stages whose checks look at the cards of this machine."""
 
 
@@ -42,6 +43,8 @@ class CheckScope:
         self.judgements: list[Judgement] = []
         self.observed: dict[str, Measurement] = {}
         self.not_checked: str | None = None
+        self.left_out: dict[str, str] = {}
+        """Parts of the promise that this check could not look at, with the reason: listed as not checked."""
         self.decision: Decision | None = None
         """What the stopping rule found in the newest measurement made in this check."""
         self._final: Judgement | None = None
@@ -75,7 +78,7 @@ class CheckScope:
         lost_by = self.deployment.server.lost_by if self.spec.uses_server else None
         if lost_by not in (None, self.spec.id):
             raise Inconclusive(f"not measured: the server did not come back in {lost_by}", because=lost_by)
-        if self.spec.stage in _OF_THIS_MACHINE or self.spec.id in ("energy-per-token", "placement", "links-under-load"):
+        if self.spec.stage in _OF_THIS_MACHINE or self.spec.id in _OF_ITS_CARDS:
             self.deployment.require_this_machine()
         if self.power_w is not None and self.deployment.options.may_set_power:
             self.deployment.power.ensure(self.power_w)
@@ -91,6 +94,9 @@ class CheckScope:
     def judge_start(self, startup: Startup) -> None:
         """Limits of the rig file on what a start compiled, beyond its budget (which is the marker's)."""
         start = self.deployment.rig.start
+        if start is not None and start.first_request_ratio is not None and not startup.observed:
+            why = "the first request of a start that was made earlier is gone; one is made with --sglang-allow-restart only"
+            self.left_out["first-request"] = why
         if start is not None:
             self.judge(
                 starting.compiled(startup, start, cold=any(_is_cold(each) for each in self.wanted), server=self.deployment.server)
@@ -115,7 +121,9 @@ class CheckScope:
         """Every promised row of this level and number of streams, each quantity by its own limit."""
         rows = [row for row in self.rows(throughput.streams) if judging.has_rate_or_latency(row)]
         if not rows:
-            self.judge(judging.no_promise(throughput, self.power_w))
+            told = judging.no_promise(throughput, self.power_w)
+            self._of_a_sweep(told, [judging.has_rate_or_latency(row) for row in self._swept()])
+            self.judge(told)
         for row in rows:
             if row.min_tok_s is not None:
                 self.judge(judging.rate_of_row(throughput, row.min_tok_s, row.quantity, self))
@@ -128,7 +136,26 @@ class CheckScope:
     def judge_energy(self, throughput: Throughput) -> None:
         """Joules per output token against every ``max_j_per_token`` promised for this level and number of streams."""
         rows = [row for row in self.rows(throughput.streams) if row.max_j_per_token is not None]
-        self.judge([judging.energy(throughput, row, self.power_w) for row in rows or (None,)])
+        judged = [judging.energy(throughput, row, self.power_w, self._costly(throughput)) for row in rows or (None,)]
+        if not rows:
+            self._of_a_sweep(judged[0], [row.max_j_per_token is not None for row in self._swept()])
+        self.judge(judged)
+
+    def _swept(self) -> list[ThroughputRow]:
+        """Rows of every level of a sweep; none where one level is judged."""
+        levels = self.deployment.options.power_levels_w
+        return [row for level in levels for row in self.deployment.rig.rows(level)] if len(levels) > 1 else []
+
+    def _of_a_sweep(self, told: Judgement, promised: list[bool]) -> None:
+        """A level without a promise in a sweep that has promised ones: measured, shown, and not checked. Raises NotChecked."""
+        if any(promised):
+            level = "" if self.power_w is None else f" at {self.power_w:g} W"
+            measured = told.message.partition("measured ")[2] or told.message
+            raise NotChecked(f"no promise{level}: measured {measured}")
+
+    def _costly(self, throughput: Throughput) -> str | None:
+        """What a token's energy is made of, and what held the cards: the likely cause of too much of it."""
+        return judging.costly(throughput, self.deployment.last_reasons)
 
     def judge_gain(self, throughput: Throughput) -> None:
         """The promised gain over a saved run in which only that one thing differs."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from pytest_sglang.simulator import hardware
 from pytest_sglang.simulator.ailments import Ailments
 from pytest_sglang.simulator.faults import FAULTS
-from pytest_sglang.simulator.hardware import Hardware
+from pytest_sglang.simulator.hardware import Hardware, Trait
 
 NAME = "rig.json"
 UNIT = "sglang.service"
@@ -21,6 +21,20 @@ FALLING_BACK = 2
 """The card that loses its limit under the fault power-limit-lost."""
 MISPLACED = (0, 1, 2, 4)
 """The cards on which the server runs under the fault server-misplaced."""
+TRAITS: dict[str, tuple[int, Trait]] = {
+    "power-limit-clamped": (3, Trait(clamp_w=220.0)),
+    "thermal-slowdown": (2, Trait(idle_c=92.0)),
+    "power-brake": (1, Trait(brake=0.5)),
+    "energy-counter-reset": (0, Trait(reset_after_s=0.7)),
+}
+"""Cards that differ from their kind under a fault."""
+UNREADABLE: dict[str, dict[int | None, tuple[str, ...]]] = {
+    "energy-counter-missing": {None: ("energy",)},
+    "energy-unreadable": {2: ("energy", "instant")},
+}
+"""Power readings that a card (None = every card) answers with Not Supported under a fault."""
+NOT_PERSISTENT = 1
+"""The card whose persistence mode is off under the fault persistence-off."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +98,28 @@ class Config:
     def lost_limit(self) -> tuple[int, ...]:
         """Cards whose limit falls back to the default."""
         return (FALLING_BACK,) if "power-limit-lost" in self.faults else ()
+
+    @property
+    def traits(self) -> dict[int, Trait]:
+        """What single cards have of their own, by index; on a smaller rig it is the last card."""
+        last = self.hardware.gpu.count - 1
+        return {min(index, last): trait for fault, (index, trait) in TRAITS.items() if fault in self.faults}
+
+    @property
+    def not_persistent(self) -> tuple[int, ...]:
+        """Cards whose persistence mode is off."""
+        return (min(NOT_PERSISTENT, self.hardware.gpu.count - 1),) if "persistence-off" in self.faults else ()
+
+    @property
+    def unreadable(self) -> dict[int | None, tuple[str, ...]]:
+        """Power readings ("energy", "instant") that cards do not give."""
+        last = self.hardware.gpu.count - 1
+        return {
+            None if card is None else min(card, last): names
+            for fault in UNREADABLE
+            if fault in self.faults
+            for card, names in UNREADABLE[fault].items()
+        }
 
     def acts(self, fault: str, start: int) -> bool:
         """Whether ``fault`` acts in the rig's start number ``start`` (1 = the first)."""

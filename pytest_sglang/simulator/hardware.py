@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -10,6 +11,23 @@ from pathlib import Path
 from typing import Any
 
 RIGS = Path(__file__).parent / "rigs"
+
+
+SLOWDOWN_C = 93.0
+"""A 3090 lowers its clocks from this temperature on (its target temperature)."""
+SLOWED = 0.75
+"""Share of its speed that a too hot card keeps."""
+
+
+@dataclass(frozen=True)
+class Trait:
+    """What one card has of its own: a limit that it does not go beyond, its temperature when idle (None = as its kind), the speed
+    that an outside brake leaves it, and how long after the begin of a load its energy counter is lost."""
+
+    clamp_w: float = math.inf
+    idle_c: float | None = None
+    brake: float = 1.0
+    reset_after_s: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -68,10 +86,18 @@ class Curve:
     decode_tok_s: tuple[float, ...]
     sm_mhz: tuple[float, ...]
     nvlink_gain: float
+    plateau_w: tuple[float, ...] = ()
+    """Where a decoding card draws no more although its limit allows it: the draw there, and up to which limit; empty = nowhere."""
 
     def tok_s(self, limit_w: float) -> float:
         """Tokens per second of one stream at ``limit_w``, linear between the published points."""
         return interpolate(self.limit_w, self.decode_tok_s, limit_w)
+
+    def drawn_w(self, limit_w: float) -> float:
+        """The limit that really binds: on the plateau the card stops below its own."""
+        if self.plateau_w and self.plateau_w[0] < limit_w <= self.plateau_w[1]:
+            return self.plateau_w[0]
+        return limit_w
 
     def mhz(self, limit_w: float) -> int:
         """SM clock while decoding at ``limit_w``."""

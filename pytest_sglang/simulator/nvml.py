@@ -34,11 +34,11 @@ class SimulatedNvml(NvmlBase):
         return CONSTANTS["NVML_FEATURE_ENABLED"]
 
     def nvmlDeviceGetPowerManagementLimit(self, handle: Handle) -> int:
-        self._check_open()
-        return round(self._state.limits_w()[handle.index] * 1000)
+        return round(self._now(handle).requested_w * 1000)
 
     def nvmlDeviceGetEnforcedPowerLimit(self, handle: Handle) -> int:
-        return self.nvmlDeviceGetPowerManagementLimit(handle)
+        self._check_open()
+        return round(self._state.limits_w()[handle.index] * 1000)
 
     def nvmlDeviceGetPowerManagementDefaultLimit(self, handle: Handle) -> int:
         return round(self._gpu(handle).default_w * 1000)
@@ -60,6 +60,8 @@ class SimulatedNvml(NvmlBase):
         return round(self._now(handle).average_w * 1000)
 
     def nvmlDeviceGetTotalEnergyConsumption(self, handle: Handle) -> int:
+        if self._hidden(handle, "energy"):
+            raise self._unsupported()
         return round(self._now(handle).energy_j * 1000)
 
     def nvmlDeviceGetFieldValues(self, handle: Handle, fieldIds: Sequence[Any]) -> list[Struct]:
@@ -69,9 +71,9 @@ class SimulatedNvml(NvmlBase):
     def nvmlDeviceGetViolationStatus(self, device: Handle, perfPolicyType: int) -> Struct:
         if perfPolicyType >= CONSTANTS["NVML_PERF_POLICY_COUNT"]:
             raise nvml_error("INVALID_ARGUMENT")
-        capped = perfPolicyType == CONSTANTS["NVML_PERF_POLICY_POWER"] and self._now(device).load > 0.5
-        microseconds = time.monotonic_ns() // 1000
-        return Struct(referenceTime=microseconds, violationTime=microseconds * 1000 if capped else 0)
+        now = self._now(device)
+        held_s = {CONSTANTS["NVML_PERF_POLICY_POWER"]: now.capped_s, CONSTANTS["NVML_PERF_POLICY_THERMAL"]: now.hot_s}
+        return Struct(referenceTime=time.monotonic_ns() // 1000, violationTime=round(held_s.get(perfPolicyType, 0.0) * 1e9))
 
     # --- state -------------------------------------------------------------------------------------------------------------
 
@@ -82,10 +84,15 @@ class SimulatedNvml(NvmlBase):
         return self.nvmlDeviceGetPerformanceState(handle)
 
     def nvmlDeviceGetCurrentClocksEventReasons(self, handle: Handle) -> int:
-        load = self._now(handle).load
-        if load == 0:
-            return CONSTANTS["nvmlClocksEventReasonGpuIdle"]
-        return CONSTANTS["nvmlClocksEventReasonSwPowerCap"] if load > 0.5 else CONSTANTS["nvmlClocksEventReasonNone"]
+        now = self._now(handle)
+        held = {
+            "nvmlClocksEventReasonGpuIdle": now.load == 0,
+            "nvmlClocksEventReasonSwPowerCap": now.capped,
+            "nvmlClocksEventReasonSwThermalSlowdown": now.hot,
+            "nvmlClocksEventReasonHwSlowdown": now.braked,
+            "nvmlClocksEventReasonHwPowerBrakeSlowdown": now.braked,
+        }
+        return sum(CONSTANTS[name] for name, true in held.items() if true)
 
     def nvmlDeviceGetCurrentClocksThrottleReasons(self, handle: Handle) -> int:
         return self.nvmlDeviceGetCurrentClocksEventReasons(handle)
@@ -100,7 +107,7 @@ class SimulatedNvml(NvmlBase):
     def nvmlDeviceGetClockInfo(self, handle: Handle, type: int) -> int:
         now, gpu = self._now(handle), self._gpu(handle)
         if type in (CONSTANTS["NVML_CLOCK_SM"], CONSTANTS["NVML_CLOCK_GRAPHICS"]):
-            return self._hardware.curve.mhz(now.limit_w) if now.load > 0 else gpu.clock_sm_idle_mhz
+            return 15 * round(self._hardware.curve.mhz(now.limit_w) * now.share / 15) if now.load > 0 else gpu.clock_sm_idle_mhz
         if type == CONSTANTS["NVML_CLOCK_MEM"]:
             return gpu.clock_mem_max_mhz - gpu.mem_step_mhz if now.load > 0 else gpu.clock_mem_idle_mhz
         if type == CONSTANTS["NVML_CLOCK_VIDEO"]:
@@ -274,7 +281,7 @@ class SimulatedNvml(NvmlBase):
             "POWER_INSTANT": (1, round(now.power_w * 1000)),
             "POWER_AVERAGE": (1, round(now.average_w * 1000)),
             "POWER_CURRENT_LIMIT": (1, round(now.limit_w * 1000)),
-            "POWER_REQUESTED_LIMIT": (1, round(now.limit_w * 1000)),
+            "POWER_REQUESTED_LIMIT": (1, round(now.requested_w * 1000)),
             "POWER_MIN_LIMIT": (1, round(gpu.min_w * 1000)),
             "POWER_MAX_LIMIT": (1, round(gpu.max_w * 1000)),
             "POWER_DEFAULT_LIMIT": (1, round(gpu.default_w * 1000)),
@@ -285,6 +292,10 @@ class SimulatedNvml(NvmlBase):
             **{f"NVLINK_SPEED_MBPS_L{link}": (1, speed) for link, speed in enumerate(speeds)},
             **{f"NVLINK_{name}_ERROR_COUNT_TOTAL": (3, 0) for name in ("CRC_FLIT", "CRC_DATA", "REPLAY", "RECOVERY")},
         }
+        hidden = {"energy": ("TOTAL_ENERGY_CONSUMPTION",), "instant": ("POWER_INSTANT",)}
+        for reading, names in hidden.items():
+            if self._hidden(handle, reading):
+                known = {name: value for name, value in known.items() if name not in names}
         value_type, number = next((value for name, value in known.items() if CONSTANTS.get(fi + name) == field), (0, -1))
         union = Struct(**dict.fromkeys(("dVal", "uiVal", "ulVal", "ullVal", "sllVal", "siVal", "usVal"), max(0, number)))
         return Struct(

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,11 @@ class Handle:
 
 
 class NvmlBase(NvmlNames):
-    """System, handles and identity. ``lost_limit``: cards that fall back; ``ailments``: what else is wrong with the hardware."""
+    """System, handles and identity.
+
+    ``lost_limit``: cards that fall back; ``not_persistent``: cards whose persistence mode is off; ``unreadable``: power readings
+    ("energy", "instant") that a card (None = every card) does not give; ``ailments``: what else is wrong with the hardware.
+    """
 
     def __init__(
         self,
@@ -32,12 +36,15 @@ class NvmlBase(NvmlNames):
         uuids: Sequence[str],
         *,
         lost_limit: Sequence[int] = (),
+        not_persistent: Sequence[int] = (),
+        unreadable: Mapping[int | None, Sequence[str]] | None = None,
         permission: bool = True,
         ailments: Ailments | None = None,
     ) -> None:
         self._directory, self._hardware, self._uuids = Path(directory), hardware, tuple(uuids)
         self._state = HardwareState(directory, hardware)
         self._lost_limit, self._permission = tuple(lost_limit), permission
+        self._not_persistent, self._unreadable = tuple(not_persistent), dict(unreadable or {})
         self._ailments = Ailments(directory, hardware) if ailments is None else ailments
         self._opened = 0
 
@@ -173,7 +180,7 @@ class NvmlBase(NvmlNames):
         return CONSTANTS["NVML_COMPUTEMODE_DEFAULT"]
 
     def nvmlDeviceGetPersistenceMode(self, handle: Handle) -> int:
-        return int(self._gpu(handle).persistence)
+        return int(self._gpu(handle).persistence and handle.index not in self._not_persistent)
 
     # --- inside ------------------------------------------------------------------------------------------------------------
 
@@ -188,6 +195,9 @@ class NvmlBase(NvmlNames):
     def _now(self, handle: Handle) -> CardNow:
         self._check_open()
         return self._state.now()[handle.index]
+
+    def _hidden(self, handle: Handle, reading: str) -> bool:
+        return any(reading in self._unreadable.get(card, ()) for card in (None, handle.index))
 
     def _find(self, wanted: list[str], known: Sequence[str]) -> Handle:
         self._check_open()

@@ -82,7 +82,7 @@ class SimulatedRig:
             boot_id=config.boot_id(),
         )
         made.save()
-        HardwareState.create(directory, found, limit_w, made.lost_limit)
+        HardwareState.create(directory, found, limit_w, made.lost_limit, made.traits)
         ailments.write_kernel_log(directory, found)
         _furnish(made)
         # last: who finds the clock finds a whole rig
@@ -139,6 +139,8 @@ class SimulatedRig:
             made.hardware,
             made.uuids,
             lost_limit=made.lost_limit,
+            not_persistent=made.not_persistent,
+            unreadable=made.unreadable,
             permission=made.power_permission,
             ailments=made.ailments,
         )

@@ -1,7 +1,5 @@
-"""Fault x check, compared exactly.
-
-A verdict is "pass", "fail", the id of the check because of which it is inconclusive, or "inconclusive" for reasons of its own.
-"""
+"""Fault x check, compared exactly. A verdict is "pass", "fail", the id of the check because of which it is inconclusive, or
+"inconclusive" where the reason is the check's own."""
 
 from __future__ import annotations
 
@@ -14,6 +12,8 @@ CHECKS = (
     "placement",
     "findings",
     "decode-throughput",
+    "energy-per-token",
+    "throttling",
     "links-under-load",
     "warm-restart",
     "cold-start",
@@ -29,22 +29,40 @@ def row(**different: str) -> dict[str, str]:
     return {check: named.get(check, "pass") for check in CHECKS}
 
 
+_NO_LEVEL = row(
+    power_limit="fail",
+    decode_throughput="power-limit",
+    energy_per_token="power-limit",
+    throttling="power-limit",
+    warm_restart="power-limit",
+    cold_start="power-limit",
+)
+"""A card is not at the promised level: then no rate, no energy and no start says anything about it."""
+
 HARDWARE: dict[str, dict[str, str]] = {
     "slow-decode": row(decode_throughput="fail"),
-    "power-limit-lost": row(
-        power_limit="fail", decode_throughput="power-limit", warm_restart="power-limit", cold_start="power-limit"
-    ),
+    "power-limit-lost": _NO_LEVEL,
+    "power-limit-clamped": _NO_LEVEL,
+    "persistence-off": _NO_LEVEL,
+    "thermal-slowdown": row(decode_throughput="fail", throttling="fail"),
+    # a braked card makes its partners wait at full power
+    "power-brake": row(decode_throughput="fail", energy_per_token="fail", throttling="fail"),
+    "energy-counter-reset": row(energy_per_token="inconclusive"),
+    "energy-counter-missing": row(),
+    "energy-unreadable": row(energy_per_token="inconclusive"),
     "nvlink-dead": row(nvlink="fail", decode_throughput="fail"),
     "nvlink-partial": row(nvlink="fail"),
     "nvlink-crossed": row(nvlink="fail"),
     "nvlink-errors": row(links_under_load="fail"),
-    "server-misplaced": row(placement="fail", decode_throughput="fail"),
+    "server-misplaced": row(placement="fail", decode_throughput="fail", energy_per_token="placement", throttling="placement"),
     "pcie-x4": row(
         gpu_identity="fail",
         power_limit="gpu-identity",
         nvlink="gpu-identity",
         placement="gpu-identity",
         decode_throughput="power-limit",
+        energy_per_token="power-limit",
+        throttling="power-limit",
         links_under_load="fail",
         warm_restart="gpu-identity",
         cold_start="gpu-identity",
@@ -55,19 +73,23 @@ HARDWARE: dict[str, dict[str, str]] = {
     "row-remap-pending": row(gpu_health="fail"),
     "xid-79": row(
         decode_throughput="fail",
+        energy_per_token="decode-throughput",
+        throttling="decode-throughput",
         links_under_load="decode-throughput",
         warm_restart="decode-throughput",
         cold_start="decode-throughput",
         gpu_health="fail",
         kernel_log="fail",
     ),
-    "foreign-process": row(placement="fail"),
+    "foreign-process": row(placement="fail", energy_per_token="placement", throttling="placement"),
     "not-supported": row(
         gpu_identity="inconclusive",
         power_limit="gpu-identity",
         nvlink="gpu-identity",
         placement="gpu-identity",
         decode_throughput="power-limit",
+        energy_per_token="power-limit",
+        throttling="power-limit",
         links_under_load="inconclusive",
         warm_restart="gpu-identity",
         cold_start="gpu-identity",
@@ -91,6 +113,8 @@ SERVER: dict[str, dict[str, str]] = {
         placement="server-identity",
         findings="server-identity",
         decode_throughput="server-identity",
+        energy_per_token="server-identity",
+        throttling="server-identity",
         links_under_load="server-identity",
         warm_restart="server-identity",
         cold_start="server-identity",
@@ -98,10 +122,34 @@ SERVER: dict[str, dict[str, str]] = {
     "early-stop": row(
         ready="fail",
         decode_throughput="ready",
+        energy_per_token="ready",
+        throttling="ready",
         links_under_load="ready",
         warm_restart="ready",
         cold_start="ready",
     ),
+    "inflated-usage": row(decode_throughput="inconclusive"),
+    "nan-tokens": row(
+        ready="fail",
+        decode_throughput="ready",
+        energy_per_token="ready",
+        throttling="ready",
+        links_under_load="ready",
+        warm_restart="ready",
+        cold_start="ready",
+    ),
+    "dies-serving": row(decode_throughput="fail", warm_restart="decode-throughput", cold_start="decode-throughput"),
+    "misleading-crash": row(warm_restart="fail", cold_start="warm-restart"),
+    "stopped": row(warm_restart="fail", cold_start="warm-restart"),
+    "hung-engine": row(warm_restart="fail", cold_start="warm-restart"),
+    "port-opens-early": row(warm_restart="fail", cold_start="fail"),
+    "compiles-after-ready": row(warm_restart="fail", cold_start="fail"),
+    "impostor": row(warm_restart="fail", cold_start="warm-restart"),
+    "unit-flaps": row(warm_restart="fail", cold_start="warm-restart"),
+    # these only look like faults
+    "log-silent": row(),
+    "log-rotates": row(),
+    "random-timing": row(),
 }
 
 TABLE: dict[str, dict[str, str]] = {"": row(), **SERVER, **HARDWARE, **CACHES}
@@ -109,6 +157,12 @@ TABLE: dict[str, dict[str, str]] = {"": row(), **SERVER, **HARDWARE, **CACHES}
 CAUSES: dict[str, dict[str, str]] = {
     "slow-decode": {"decode-throughput": "no cause found"},
     "power-limit-lost": {"power-limit": "GPU 2"},
+    "power-limit-clamped": {"power-limit": "GPU 3 enforces 220 W, asked 250 W; requested 250 W"},
+    "persistence-off": {"power-limit": "GPU 1 persistence mode is off"},
+    "thermal-slowdown": {"decode-throughput": "GPU 2 was too hot", "throttling": "GPU 2 sw_thermal_slowdown"},
+    "power-brake": {"decode-throughput": "GPU 1 was held by an outside power brake", "throttling": "GPU 1 hw_power_brake_slowdown"},
+    "energy-counter-reset": {"energy-per-token": "GPU 0: counter reset"},
+    "energy-unreadable": {"energy-per-token": "GPU 2: not supported"},
     "nvlink-dead": {"nvlink": "2-3", "decode-throughput": "NVLink"},
     "nvlink-partial": {"nvlink": "only 3 of 4"},
     "nvlink-crossed": {"nvlink": "GPU 0 is linked to GPU 2"},
@@ -128,8 +182,20 @@ CAUSES: dict[str, dict[str, str]] = {
     "dies-loading": {"warm-restart": "OutOfMemoryError"},
     "wrong-model": {"server-identity": "model"},
     "early-stop": {"ready": "13"},
+    "nan-tokens": {"ready": "NaN happened"},
+    "dies-serving": {"decode-throughput": "Subprocess scheduler_TP1 (pid=4711) crashed with exit code -9"},
+    "misleading-crash": {"warm-restart": "ValueError: Head size 96 is not supported"},
+    "stopped": {"warm-restart": "stopped by somebody (SIGSTOP)"},
+    "hung-engine": {"warm-restart": "the port is open, but /health answers 503"},
+    "port-opens-early": {"warm-restart": "phase warmup took 2", "cold-start": "phase warmup took 2"},
+    "compiles-after-ready": {
+        "warm-restart": "the first 2 requests ran at",
+        "cold-start": "the first 2 requests ran at",
+    },
+    "impostor": {"warm-restart": "which the start did not bring"},
+    "unit-flaps": {"warm-restart": "restarted it by itself"},
 }
-"""What the failing check's message or cause must name."""
+"""What the message or cause of the check that notices it must name."""
 
 
 def verdicts(run: dict[str, object]) -> dict[str, str]:
