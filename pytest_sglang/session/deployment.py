@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from pytest_sglang.server.http import ControlPlane
     from pytest_sglang.server.identity import Identity
     from pytest_sglang.server.log import LogSource
+    from pytest_sglang.session.activity import Activity
     from pytest_sglang.session.curve import PowerCurve
+    from pytest_sglang.session.expected import Expected
     from pytest_sglang.session.guard import Guard
     from pytest_sglang.session.hardware import Hardware
     from pytest_sglang.session.journal import Entry, Journal
@@ -74,6 +76,7 @@ class Deployment:
         self.lost_in: str | None = None
         """Id of the check in which a card fell off the bus; nothing is measured after it."""
         self.closed = False
+        self._activity: Activity | None = None
 
     # --- parts -----------------------------------------------------------------------------------------------------------
 
@@ -95,6 +98,14 @@ class Deployment:
     def log(self) -> LogSource:
         """The server's log."""
         return self.controller.log()
+
+    @cached_property
+    def expected(self) -> Expected:
+        """How long this server's last starts took, by the records of earlier runs."""
+        from pytest_sglang.session import expected
+
+        folder, name = self.options.report_dir, self.rig.name
+        return expected.read(folder, rig=name, server=self.rig.server, simulated=self.options.simulated)
 
     @cached_property
     def server(self) -> SglangServer:
@@ -155,7 +166,13 @@ class Deployment:
                 "server", self.controller.subject, {"active": False}, {"active": True}, self.controller.description()
             )
         self.progress(f"starting {self.controller.subject}")
+        self._activity = self._watch()
         self.controller.start()
+
+    def _watch(self) -> Activity:
+        from pytest_sglang.session.activity import Activity
+
+        return Activity(self)
 
     def server_is_back(self) -> None:
         """The owner's server serves again: nothing of it is left to undo, unless its caches are still set aside."""
@@ -166,8 +183,11 @@ class Deployment:
     def wait_ready(self, *, launched_at: float, budget_s: float | None) -> Startup:
         """Wait for readiness with live progress. Raises StartFailed."""
         from pytest_sglang.server import ready
+        from pytest_sglang.session import live
 
-        start = self.rig.start
+        expected, cold = self.expected.after(self.server.history), bool(self.kernels.aside)
+        start, activity = self.rig.start, self._activity or self._watch()
+        self._activity = None
         budgets = [each for each in (start.cold_s, start.warm_s) if each] if start is not None else []
         budget = budget_s if budget_s is not None else max(budgets, default=1800.0)
         try:
@@ -179,8 +199,11 @@ class Deployment:
                 launched_at=launched_at,
                 budget_s=budget,
                 silence_s=start.silence_s if start is not None else 300.0,
-                activity=self.kernels.newest,
-                progress=lambda each: self.progress(_show(each)),
+                phases_s=start.phases_s if start is not None else None,
+                activity=activity,
+                watched=activity.watched,
+                expected_s=expected.of(cold=cold),
+                progress=lambda each: self.progress(live.text(each, expected.of(cold=cold or each.compiles))),
             )
         finally:
             self.progress(None)
@@ -195,9 +218,16 @@ class Deployment:
         from pytest_sglang.server import ready
         from pytest_sglang.session import starting
 
-        version = self.server.info.get("version")
-        startup = ready.read_start(controller=self.controller, log=self.log, clock=self.clock, version=version)
-        return starting.with_traces(startup, self.kernels)
+        info = self.server.info
+        startup = ready.read_start(
+            controller=self.controller,
+            log=self.log,
+            clock=self.clock,
+            version=info.get("version"),
+            info=info,
+            samples=self.plane.metrics(),
+        )
+        return starting.resumed(starting.with_traces(startup, self.kernels), self.log)
 
     def identify(self) -> Identity:
         """Who listens, and whether it is the promised server."""
@@ -314,17 +344,3 @@ def _settle(controller: Controller) -> None:
         if controller.state().active:
             return
         time.sleep(0.1)
-
-
-def _show(progress: Any) -> str:
-    from pytest_sglang.record import units
-
-    parts = [
-        f"{progress.phase or 'starting'}{' ' + progress.inside if progress.inside else ''}",
-        units.duration(progress.elapsed_s),
-    ]
-    if progress.expected_s:
-        parts.append(f"of about {units.duration(progress.expected_s)}")
-    if progress.last_line:
-        parts.append(progress.last_line)
-    return " · ".join(parts)

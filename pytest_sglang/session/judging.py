@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_sglang.gpu.readings import GpuLost
 from pytest_sglang.judge import causes, limits, stats
 from pytest_sglang.judge import gain as judge_gain
+from pytest_sglang.judge import latency as judge_latency
 from pytest_sglang.judge.verdict import Judgement, inconclusive
 from pytest_sglang.record import run as records
 from pytest_sglang.record import units
@@ -15,6 +17,7 @@ from pytest_sglang.record.run import Limit, Measurement
 from pytest_sglang.record.values import Finding, Throughput
 from pytest_sglang.rig.model import ServerPromise, ThroughputRow
 from pytest_sglang.session import starting
+from pytest_sglang.session.errors import ServerDied
 
 if TYPE_CHECKING:
     from pytest_sglang.server.http import Completion
@@ -94,17 +97,10 @@ def latency(measured: Throughput, row: ThroughputRow) -> list[Judgement]:
     """TTFT (median) and ITL p99 against the row's limits; a percentile that the sample size does not earn is inconclusive."""
     out: list[Judgement] = []
     why = unsound(measured)
-    ttft = [] if why else [each for done in measured.rounds for each in done.ttft_s]
-    itl = [] if why else [each for done in measured.rounds for each in done.itl_s]
     if row.max_ttft_s is not None:
-        value = stats.median(ttft) * 1000 if ttft else None
-        out.append(
-            limits.max_value("ttft_ms", value, row.max_ttft_s * 1000, unit="ms", why_missing=why or "no request ended whole")
-        )
+        out.append(judge_latency.max_ttft(measured, row.max_ttft_s, why_missing=why))
     if row.max_itl_p99_s is not None:
-        earned = stats.percentile(itl, 0.99)
-        value = earned.value * 1000 if earned.value is not None else None
-        out.append(limits.max_value("itl_ms", value, row.max_itl_p99_s * 1000, unit="ms", why_missing=why or earned.why_missing))
+        out.append(judge_latency.max_itl_p99(measured, row.max_itl_p99_s, why_missing=why))
     return out
 
 
@@ -164,6 +160,8 @@ def throughput_numbers(measured: Throughput) -> dict[str, Measurement]:
         "rounds": (len(measured.rounds), "count"),
         "failed_requests": (measured.failed, "count"),
         "client_lag_ms": (measured.client_lag_s * 1000, "ms"),
+        "merged_share": (measured.merged_share, ""),
+        "accept_length": (measured.accept_length, ""),
         "joules": (joules, "J"),
         "error_j": (error_j, "J"),
         "tok_s_per_w": (tokens / joules if joules else None, "tok/s/W"),
@@ -265,8 +263,8 @@ def identity(found: Identity, promise: ServerPromise, deployment: Deployment) ->
     return Judgement(verdict="pass", message=message, quantity="model", measured=measured, limit=limit, findings=found.findings)
 
 
-def exact(completion: Completion, asked: int) -> Judgement:
-    """As many tokens as asked, with finish reason ``length``."""
+def exact(completion: Completion, asked: int, held: Callable[[], list[str]] = list) -> Judgement:
+    """As many tokens as asked, with finish reason ``length``. ``held()``: the server's processes that somebody stopped."""
     measured = {"output_tokens": Measurement(completion.tokens, "count")}
     limit = Limit("==", asked, "count")
     if completion.ok:
@@ -283,8 +281,12 @@ def exact(completion: Completion, asked: int) -> Judgement:
         quantity="output_tokens",
         measured=measured,
         limit=limit,
-        cause=completion.why,
+        cause=_held(held()) or completion.why,
     )
+
+
+def _held(stopped: list[str]) -> str | None:
+    return f"stopped by somebody (SIGSTOP): {', '.join(stopped)}" if stopped else None
 
 
 def findings(found: tuple[Finding, ...]) -> Judgement:
@@ -316,6 +318,23 @@ def told(error: Exception) -> Judgement | None:
     if isinstance(error, StartFailed):
         numbers = starting.startup_numbers(error.startup)
         return Judgement(verdict="fail", message=str(error), cause=error.cause, measured=numbers, findings=error.startup.findings)
+    if isinstance(error, ServerDied):
+        return Judgement(verdict="fail", message=str(error), cause=error.cause)
     if isinstance(error, (ControlError, GpuLost)):
         return Judgement(verdict="fail", message=str(error), cause=str(error))
     return None
+
+
+def details(error: Exception) -> str:
+    """What a reader of the terminal needs beyond the one line: first traceback, last lines of the log, stacks of the stuck processes."""
+    parts = []
+    for title, text, most in (
+        ("first traceback", getattr(error, "traceback", ""), 40),
+        ("last lines of its log", "\n".join(getattr(error, "last_lines", ())), 10),
+        ("stacks of its processes (py-spy)", getattr(error, "stacks", ""), 80),
+    ):
+        lines = text.splitlines()
+        if lines:
+            more = [f"  ({len(lines) - most} more lines)"] if len(lines) > most else []
+            parts.append("\n".join([f"{title}:", *(f"  {line}" for line in lines[:most]), *more]))
+    return "\n".join(parts)

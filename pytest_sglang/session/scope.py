@@ -43,6 +43,8 @@ class CheckScope:
         self.judgements: list[Judgement] = []
         self.observed: dict[str, Measurement] = {}
         self.not_checked: str | None = None
+        self.left_out: dict[str, str] = {}
+        """Parts of the promise that this check could not look at, with the reason: listed as not checked."""
         self.decision: Decision | None = None
         """What the stopping rule found in the newest measurement made in this check."""
         self._final: Judgement | None = None
@@ -92,6 +94,9 @@ class CheckScope:
     def judge_start(self, startup: Startup) -> None:
         """Limits of the rig file on what a start compiled, beyond its budget (which is the marker's)."""
         start = self.deployment.rig.start
+        if start is not None and start.first_request_ratio is not None and not startup.observed:
+            why = "the first request of a start that was made earlier is gone; one is made with --sglang-allow-restart only"
+            self.left_out["first-request"] = why
         if start is not None:
             self.judge(
                 starting.compiled(startup, start, cold=any(_is_cold(each) for each in self.wanted), server=self.deployment.server)

@@ -14,13 +14,32 @@ class Fault:
     name: str
     summary: str
     of_a_start: bool = False
+    harmless: bool = False
+    """Looks like a fault and is none: every promise is kept."""
 
 
 SERVER = (
     Fault("never-ready", "the next starts hang inside graph capture: no log, no CPU, no cache file, no port", of_a_start=True),
     Fault("dies-loading", "the next starts run out of GPU memory while they load weights", of_a_start=True),
     Fault("wrong-model", "another model is served than the promised one"),
+    Fault("inflated-usage", "answers tell of 10 % more tokens than were generated; the counters do not"),
     Fault("early-stop", "every generation ends three tokens early, although ignore_eos is set"),
+    Fault("nan-tokens", "/health is 200, but every generation ends at once with NaN in place of a token"),
+    Fault("dies-serving", "a scheduler is killed while it decodes, and SGLang ends its own tree"),
+    Fault(
+        "misleading-crash", "the next starts die in graph capture; the last traceback in the log is not the cause", of_a_start=True
+    ),
+    Fault("stopped", "the next starts are stopped by SIGSTOP inside graph capture", of_a_start=True),
+    Fault(
+        "hung-engine", "after the next starts the port is open and /v1/models answers, but the warm-up never ends", of_a_start=True
+    ),
+    Fault("port-opens-early", "the next starts open their port 26 s before they are ready", of_a_start=True),
+    Fault("compiles-after-ready", "after the next starts the first two requests run twelve times slower", of_a_start=True),
+    Fault("impostor", "when the next starts come to their port, an old server still listens on it", of_a_start=True),
+    Fault("unit-flaps", "the next starts die while they load weights, and systemd starts them again and again", of_a_start=True),
+    Fault("log-silent", "the next starts write nothing while they compile, but cache files appear", of_a_start=True, harmless=True),
+    Fault("log-rotates", "the log is rotated (copytruncate) in the middle of the next starts", of_a_start=True, harmless=True),
+    Fault("random-timing", "every phase of a start takes a random time within the promise", harmless=True),
 )
 """In the server's life and in its answers."""
 

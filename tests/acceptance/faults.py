@@ -128,6 +128,28 @@ SERVER: dict[str, dict[str, str]] = {
         warm_restart="ready",
         cold_start="ready",
     ),
+    "inflated-usage": row(decode_throughput="inconclusive"),
+    "nan-tokens": row(
+        ready="fail",
+        decode_throughput="ready",
+        energy_per_token="ready",
+        throttling="ready",
+        links_under_load="ready",
+        warm_restart="ready",
+        cold_start="ready",
+    ),
+    "dies-serving": row(decode_throughput="fail", warm_restart="decode-throughput", cold_start="decode-throughput"),
+    "misleading-crash": row(warm_restart="fail", cold_start="warm-restart"),
+    "stopped": row(warm_restart="fail", cold_start="warm-restart"),
+    "hung-engine": row(warm_restart="fail", cold_start="warm-restart"),
+    "port-opens-early": row(warm_restart="fail", cold_start="fail"),
+    "compiles-after-ready": row(warm_restart="fail", cold_start="fail"),
+    "impostor": row(warm_restart="fail", cold_start="warm-restart"),
+    "unit-flaps": row(warm_restart="fail", cold_start="warm-restart"),
+    # these only look like faults
+    "log-silent": row(),
+    "log-rotates": row(),
+    "random-timing": row(),
 }
 
 TABLE: dict[str, dict[str, str]] = {"": row(), **SERVER, **HARDWARE, **CACHES}
@@ -160,6 +182,18 @@ CAUSES: dict[str, dict[str, str]] = {
     "dies-loading": {"warm-restart": "OutOfMemoryError"},
     "wrong-model": {"server-identity": "model"},
     "early-stop": {"ready": "13"},
+    "nan-tokens": {"ready": "NaN happened"},
+    "dies-serving": {"decode-throughput": "Subprocess scheduler_TP1 (pid=4711) crashed with exit code -9"},
+    "misleading-crash": {"warm-restart": "ValueError: Head size 96 is not supported"},
+    "stopped": {"warm-restart": "stopped by somebody (SIGSTOP)"},
+    "hung-engine": {"warm-restart": "the port is open, but /health answers 503"},
+    "port-opens-early": {"warm-restart": "phase warmup took 2", "cold-start": "phase warmup took 2"},
+    "compiles-after-ready": {
+        "warm-restart": "the first 2 requests ran at",
+        "cold-start": "the first 2 requests ran at",
+    },
+    "impostor": {"warm-restart": "which the start did not bring"},
+    "unit-flaps": {"warm-restart": "restarted it by itself"},
 }
 """What the message or cause of the check that notices it must name."""
 
