@@ -11,6 +11,8 @@ from pytest_sglang.record.values import Finding, Value
 
 MOST_PCT = 5.0
 """Share of the time, in percent, for which heat or a brake may hold a card; any less is a warning."""
+IDLE = 0.5
+"""A card that was idle for more of the time than this did not work: then nothing is known of what limits it."""
 LEAST_S = 1.0
 """Two samples: one reading at an unlucky moment fails nobody."""
 WARMING_C = 3.0
@@ -90,6 +92,9 @@ def _card(card: Worked, unavailable: frozenset[str]) -> list[Finding]:
             return []
         why = Unreadable(card.why_unreadable or "no reading fell into the measured time")
         return [unknown("clocks_event_reasons", card.label, "what limits the clocks", why)]
+    if card.reasons.get("gpu_idle", 0.0) > IDLE and "clocks_event_reasons" not in unavailable:
+        idle = f"it was idle for {card.reasons['gpu_idle'] * 100:.0f} % of the measured time"
+        return [unknown("clocks_event_reasons", card.label, "what limits the clocks under load", Unreadable(idle))]
     findings = [*_reasons(card), *_counted(card, unavailable)]
     if card.reasons.get("sw_power_cap", 0.0) == 0.0 and not any(each.severity == "fail" for each in findings):
         drawn = ""

@@ -66,11 +66,13 @@ def counters(hardware: Hardware, cards: Iterable[Card]) -> Counters:
 
 def seen(hardware: Hardware, window: EnergyWindow, result: Throughput, before: Counters) -> UnderLoad | None:
     """What a measured load showed; None without a round. Raises GpuLost."""
-    if not result.rounds:
+    # a round whose tokens do not count was a load on the cards all the same
+    rounds = result.rounds or tuple(each for each in result.discarded if each.output_tokens)
+    if not rounds:
         return None
     found: dict[str, tuple[int | None, int | None]] = {}
     for card in hardware.serving:
-        read = [sample for each in result.rounds for sample in window.slow(each.begin_s, each.end_s).get(card.uuid, [])]
+        read = [sample for each in rounds for sample in window.slow(each.begin_s, each.end_s).get(card.uuid, [])]
         # a card that does not work (the server runs elsewhere) drops to generation 1, which is no fault of its link
         samples = [each for each in read if each.reasons is None or not each.reasons & _GPU_IDLE]
         if read and not samples:
@@ -78,7 +80,7 @@ def seen(hardware: Hardware, window: EnergyWindow, result: Throughput, before: C
         gens = [each.pcie_gen for each in samples if each.pcie_gen is not None]
         widths = [each.pcie_width for each in samples if each.pcie_width is not None]
         found[card.uuid] = (median_low(gens) if gens else None, min(widths) if widths else None)
-    seconds = sum(each.end_s - each.begin_s for each in result.rounds)
+    seconds = sum(each.end_s - each.begin_s for each in rounds)
     return UnderLoad(seconds=seconds, pcie=found, before=before, after=counters(hardware, hardware.serving))
 
 

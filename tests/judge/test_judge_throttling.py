@@ -80,6 +80,13 @@ def test_unreadable_reasons_are_inconclusive_and_can_be_waived():
     assert throttling([]).verdict == "inconclusive"
 
 
+def test_a_card_that_was_idle_says_nothing_about_a_load():
+    judged = throttling([worked(), worked("GPU 3", reasons={"gpu_idle": 1.0, "sw_power_cap": 0.0})])
+    assert judged.verdict == "inconclusive"
+    assert "GPU 3" in judged.message
+    assert "idle for 100 % of the measured time" in judged.message
+
+
 def test_the_violation_counter_sees_heat_between_the_samples():
     judged = throttling([worked(violations_s={"thermal": 3.0, "power": 14.0})])
     assert judged.verdict == "fail"
