@@ -287,7 +287,7 @@ GRANT = "run as root, or give this user access to /dev/nvidia* (group video or r
 def unknown(kind: str, subject: str, what: str, why: Unreadable | None, grant: str = GRANT) -> Finding:
     """A promised reading that could not be taken: it makes its judgement inconclusive, never pass."""
     reason = why.reason if why is not None else "no reason given"
-    remedy = grant if why is not None and why.permission else f'or waive it in the rig file: unavailable = ["{kind}"]'
+    remedy = grant if why is not None and why.permission else f'waive it in the rig file: unavailable = ["{kind}"]'
     return Finding(f"{kind}-unreadable", "warn", subject, f"{what} not readable: {reason}", remedy)
 
 
