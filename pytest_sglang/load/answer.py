@@ -195,7 +195,8 @@ class AnswerReader:
         return meta.completion_tokens is not None and self._count(meta.completion_tokens, at_ns)
 
     def _openai_event(self, event: _Event, at_ns: int) -> bool:
-        for choice in event.choices or ():
+        choices = event.choices
+        for choice in choices or ():
             if choice.index != 0:
                 self.fail("more than one answer to one request")
             delta = choice.delta
@@ -209,7 +210,7 @@ class AnswerReader:
         self._prompt = usage.prompt_tokens if usage.prompt_tokens is not None else self._prompt
         if usage.prompt_tokens_details is not None:
             self._cached = usage.prompt_tokens_details.cached_tokens
-        if not event.choices and not self._counts:
+        if not choices and not self._counts:
             # only the closing event tells the count: it says how many, not when
             if usage.completion_tokens < 0:
                 self.fail(f"the server counted {usage.completion_tokens} tokens")

@@ -5,7 +5,6 @@ Definitions: pytest_sglang.load.rounds. Where the time stamps come from: pytest_
 
 from __future__ import annotations
 
-import selectors
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,6 +13,7 @@ from typing import Any, Literal
 from pytest_sglang.load import rounds, stamps
 from pytest_sglang.load.connection import ConnectError, Connection, Target
 from pytest_sglang.load.prompts import Prompt
+from pytest_sglang.load.ready import ready
 from pytest_sglang.load.rounds import Exchange
 from pytest_sglang.record.values import Round
 
@@ -65,7 +65,7 @@ class Client:
         self.target, self.streams = target, streams
         self._connect_timeout_s = connect_timeout_s
         self._connections: list[Connection] = []
-        self._selector = selectors.DefaultSelector()
+        self._ready = ready()
 
     def __enter__(self) -> Client:
         return self
@@ -78,7 +78,7 @@ class Client:
         for connection in self._connections:
             connection.close()
         self._connections = []
-        self._selector.close()
+        self._ready.close()
 
     def connect(self) -> None:
         """Open the connections that are not. Raises ConnectError; ValueError for a url that is none."""
@@ -119,7 +119,7 @@ class Client:
                 self._next_request(connection, work)
         finally:
             for connection in work.busy:
-                self._unregister(connection)
+                self._ready.remove(connection.sock)
                 connection.close()
         return [work.done[number] for number in sorted(work.done)]
 
@@ -135,7 +135,7 @@ class Client:
             work.busy[connection] = (number, prompt)
             connection.begin(request, work.output_tokens, work.timeout_s)
             if not connection.finished:
-                self._selector.register(connection.sock, _wanted(connection), connection)
+                self._ready.add(connection.sock, connection, write=bool(connection.unsent))
                 return
             work.settle(connection)
 
@@ -143,27 +143,26 @@ class Client:
         """Waits for bytes, hands them to their connections, and gives each connection whose request has ended."""
         looked_s, polled_ns = time.monotonic(), stamps.now_ns()
         while busy:
-            ready = self._selector.select(_LOOK_AT_DEADLINES_S)
+            found = self._ready.wait(_LOOK_AT_DEADLINES_S)
             woken_ns = stamps.now_ns()
             # bytes found by a poll that did not wait may lie there since the poll before it
             since_ns = polled_ns if woken_ns - polled_ns < _NOT_WAITED_NS else woken_ns
             polled_ns = woken_ns
-            for key, mask in ready:
-                connection: Connection = key.data
-                if mask & selectors.EVENT_WRITE:
+            for connection, read, write in found:
+                if write:
                     connection.writable()
                     if not connection.finished:
-                        self._selector.modify(connection.sock, _wanted(connection), connection)
-                if mask & selectors.EVENT_READ:
+                        self._ready.change(connection.sock, connection, write=bool(connection.unsent))
+                if read:
                     connection.readable(since_ns)
                 if connection.finished:
-                    self._unregister(connection)
+                    self._ready.remove(connection.sock)
                     yield connection
             now_s = time.monotonic()
             if now_s - looked_s >= _LOOK_AT_DEADLINES_S:
                 looked_s = now_s
                 for connection in [each for each in busy if now_s >= each.deadline_s]:
-                    self._unregister(connection)
+                    self._ready.remove(connection.sock)
                     connection.give_up("no whole answer in time")
                     yield connection
 
@@ -175,16 +174,6 @@ class Client:
         fresh = Connection(self.target, self._connect_timeout_s)
         self._connections = [fresh if each is connection else each for each in self._connections]
         return fresh
-
-    def _unregister(self, connection: Connection) -> None:
-        try:
-            self._selector.unregister(connection.sock)
-        except (KeyError, ValueError):
-            return
-
-
-def _wanted(connection: Connection) -> int:
-    return selectors.EVENT_READ | (selectors.EVENT_WRITE if connection.unsent else 0)
 
 
 def run_round(
