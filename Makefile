@@ -12,7 +12,7 @@ help:
 	@echo "make test         the plugin's own tests"
 	@echo "make lint         ruff, mypy --strict, import contracts"
 	@echo "make test-engine  the tests against a real SGLang on the CPU (installs it into $(ENGINE), 1.8 GB)"
-	@echo "make soak         every fault through the whole suite, and repeated clean runs (long)"
+	@echo "make soak         100,000 malformed streams, every fault through the whole suite, repeated clean runs (long)"
 
 $(VENV)/.stamp: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; this is $$($(PYTHON) --version). Try: make demo PYTHON=python3.11"; exit 1; }
@@ -43,6 +43,7 @@ test-engine: $(VENV)/.stamp-dev
 	@SGLANG_ENGINE_REQUIRED=1 $(BIN)/python -m pytest -W error tests/engine
 
 soak: $(VENV)/.stamp-dev
+	@$(BIN)/python tests/load/fuzz_streams.py 100000
 	@$(BIN)/python tests/soak.py
 
 clean:

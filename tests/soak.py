@@ -62,7 +62,8 @@ def main() -> int:
         for folder in folders:
             folder.mkdir()
         for fault, (found, code, seconds) in zip(faults, pool.map(run, faults, folders), strict=True):
-            expected = 1 if "fail" in TABLE[fault].values() else 0
+            told = set(TABLE[fault].values())
+            expected = 1 if "fail" in told else 0 if told == {"pass"} else 6
             differs = {check: (verdict, found.get(check)) for check, verdict in TABLE[fault].items() if found.get(check) != verdict}
             good = not differs and code == expected
             wrong += not good

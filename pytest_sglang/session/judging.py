@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_sglang.gpu.readings import GpuLost
 from pytest_sglang.judge import causes, limits, stats
 from pytest_sglang.judge import gain as judge_gain
+from pytest_sglang.judge import latency as judge_latency
 from pytest_sglang.judge.verdict import Judgement, inconclusive
 from pytest_sglang.record import run as records
 from pytest_sglang.record import units
@@ -94,17 +95,10 @@ def latency(measured: Throughput, row: ThroughputRow) -> list[Judgement]:
     """TTFT (median) and ITL p99 against the row's limits; a percentile that the sample size does not earn is inconclusive."""
     out: list[Judgement] = []
     why = unsound(measured)
-    ttft = [] if why else [each for done in measured.rounds for each in done.ttft_s]
-    itl = [] if why else [each for done in measured.rounds for each in done.itl_s]
     if row.max_ttft_s is not None:
-        value = stats.median(ttft) * 1000 if ttft else None
-        out.append(
-            limits.max_value("ttft_ms", value, row.max_ttft_s * 1000, unit="ms", why_missing=why or "no request ended whole")
-        )
+        out.append(judge_latency.max_ttft(measured, row.max_ttft_s, why_missing=why))
     if row.max_itl_p99_s is not None:
-        earned = stats.percentile(itl, 0.99)
-        value = earned.value * 1000 if earned.value is not None else None
-        out.append(limits.max_value("itl_ms", value, row.max_itl_p99_s * 1000, unit="ms", why_missing=why or earned.why_missing))
+        out.append(judge_latency.max_itl_p99(measured, row.max_itl_p99_s, why_missing=why))
     return out
 
 
@@ -151,6 +145,8 @@ def throughput_numbers(measured: Throughput) -> dict[str, Measurement]:
         "rounds": (len(measured.rounds), "count"),
         "failed_requests": (measured.failed, "count"),
         "client_lag_ms": (measured.client_lag_s * 1000, "ms"),
+        "merged_share": (measured.merged_share, ""),
+        "accept_length": (measured.accept_length, ""),
         "joules": (joules, "J"),
         "mean_w": (joules / seconds if joules is not None and seconds > 0 else None, "W"),
         "j_per_token": (j_per_token(measured)[0], "J/token"),

@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from pytest_sglang.gpu.readings import value_or_none
+from pytest_sglang.judge import counts
 from pytest_sglang.judge.sequential import Sequential
-from pytest_sglang.load import client, prompts
+from pytest_sglang.load import client
 from pytest_sglang.load.measure import measure as run_rounds
 from pytest_sglang.record import units
 from pytest_sglang.record.values import Round, Throughput
 from pytest_sglang.rig.model import Workload
+from pytest_sglang.session.counters import TokenCounter
+from pytest_sglang.session.tokenizing import Tokenizer
 
 if TYPE_CHECKING:
     from pytest_sglang.gpu.energy import EnergyWindow
@@ -79,20 +82,31 @@ class _Session:
         self.limit, self.quantity = limit, quantity
         self.seed = random.SystemRandom().randrange(2**32)
         self.rates: list[float] = []
+        self.counter = TokenCounter(deployment.plane.metrics)
+        self.tokenizer = Tokenizer(deployment.plane)
         promise = deployment.server.promise
         self.target = client.Target(
             url=promise.url, api="completions", model=deployment.server.model, api_key=deployment.plane.api_key
         )
 
     def one_round(self, index: int) -> Round:
-        """Send one round."""
-        texts = prompts.make_prompts(
-            self.streams, self.workload.prompt_tokens, seed=self.seed + index, count_tokens=self.deployment.plane.count_tokens
-        )
+        """Send one round, and hold its tokens against the server's own counter."""
+        texts = self.tokenizer.prompts(self.streams, self.workload.prompt_tokens, self.seed + index)
         timeout_s = 60.0 + self.output_tokens * 1.0
-        return client.run_round(
-            self.target, texts, self.output_tokens, index=index, timeout_s=timeout_s, on_request=self.deployment.recorder.raw
+        self.counter.begin()
+        done = client.run_round(
+            self.target, texts, self.output_tokens, index=index, timeout_s=timeout_s, on_request=self._on_request
         )
+        if done.failures:
+            # what became of a failed request's tokens nobody knows
+            return done
+        gained = self.counter.gained(done.output_tokens)
+        wrong = done.invalid_because or counts.miscounted(done.output_tokens, gained)
+        return msgspec.structs.replace(done, server_tokens=gained, invalid_because=wrong)
+
+    def _on_request(self, raw: dict[str, Any]) -> None:
+        self.tokenizer.learn(raw["prompt_characters"], raw["prompt_tokens"])
+        self.deployment.recorder.raw(raw)
 
     def soak(self, seconds: float) -> None:
         """Decode for so long before the first round, so that cards are as warm as they will stay."""

@@ -6,6 +6,7 @@ Every token has a moment on an absolute schedule, so that late wake-ups of the e
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
 import uuid
@@ -33,6 +34,7 @@ SLOW = 0.8
 ABORT_AFTER_S = 2.0
 """A closed connection is noticed this long after the response ended."""
 EARLY_TOKENS = 3
+INFLATED = 1.1
 LOG_STEPS = 40
 
 
@@ -53,6 +55,13 @@ class Request:
     first_s: float | None = None
     last_s: float | None = None
     queued_s: float = 0.0
+    inflated: float = 1.0
+    """How many tokens the answer tells of for each that was generated."""
+
+    @property
+    def told(self) -> int:
+        """Output tokens as the answer tells them."""
+        return min(self.max_tokens, round(len(self.output) * self.inflated))
 
     @property
     def finish_reason(self) -> str | None:
@@ -85,6 +94,7 @@ class Engine:
         gain = 1.0 + (self._hardware.curve.nvlink_gain if linked and self._hardware.serving_pairs() else 0.0)
         self._factor = gain * (SLOW if "slow-decode" in config.faults else 1.0)
         self._ends_early = "early-stop" in config.faults
+        self._inflated = INFLATED if "inflated-usage" in config.faults else 1.0
 
     # --- speed -------------------------------------------------------------------------------------------------------------
 
@@ -105,6 +115,7 @@ class Engine:
     async def run(self, request: Request) -> AsyncIterator[list[int]]:
         """Play one request: yields the tokens of each chunk as they come; ``request.finish`` is set before the last one."""
         request.received_s = time.monotonic()
+        request.inflated = self._inflated
         self.waiting += 1
         try:
             await self._room.acquire()
@@ -176,14 +187,14 @@ class Engine:
             await _until(due_s)
 
     def _length(self, request: Request) -> tuple[int, dict[str, Any]]:
-        wanted = request.max_tokens
+        wanted = max(1, math.ceil(request.max_tokens / self._inflated))
         stop = {"type": "stop", "matched": EOS}
         if self._ends_early:
             return max(1, wanted - EARLY_TOKENS), stop
         natural = Answer(request.prompt).natural_length
         if not request.ignore_eos and natural < wanted:
             return natural, stop
-        return wanted, {"type": "length", "length": wanted}
+        return wanted, {"type": "length", "length": request.max_tokens}
 
     def abort(self, rid: str | None) -> None:
         """Abort one request, or all of them; an unknown one is nobody's error."""

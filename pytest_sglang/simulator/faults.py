@@ -20,6 +20,7 @@ SERVER = (
     Fault("never-ready", "the next starts hang inside graph capture: no log, no CPU, no cache file, no port", of_a_start=True),
     Fault("dies-loading", "the next starts run out of GPU memory while they load weights", of_a_start=True),
     Fault("wrong-model", "another model is served than the promised one"),
+    Fault("inflated-usage", "answers tell of 10 % more tokens than were generated; the counters do not"),
     Fault("early-stop", "every generation ends three tokens early, although ignore_eos is set"),
 )
 """In the server's life and in its answers."""

@@ -1,0 +1,50 @@
+"""The server's own count of generated tokens, beside the count of the answers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+
+GENERATED = "sglang:generation_tokens_total"
+"""Counted when a request finishes, health checks aside (SGLang 0.4.6 to 0.5.23; exact and at once on a real 0.5.23)."""
+
+SETTLE_S = 1.5
+"""So long the counter may be behind the end of an answer."""
+_LOOK_S = 0.05
+
+
+class TokenCounter:
+    """What the counter gained since ``begin``. ``metrics``: samples by name, None where the server has none (no --enable-metrics)."""
+
+    def __init__(self, metrics: Callable[[], Mapping[str, float] | None], *, settle_s: float = SETTLE_S) -> None:
+        self._metrics, self._settle_s = metrics, settle_s
+        self._before: float | None = None
+
+    def begin(self) -> None:
+        """Count from here on, once what ended just now is counted: two readings in a row that agree."""
+        self._before = self._read()
+        until = time.monotonic() + self._settle_s
+        while self._before is not None and time.monotonic() < until:
+            time.sleep(_LOOK_S)
+            now = self._read()
+            if now == self._before:
+                return
+            self._before = now
+
+    def gained(self, own_tokens: int) -> int | None:
+        """Tokens since ``begin``, as soon as it has ``own_tokens`` or will not come to them; None where it cannot be read."""
+        if self._before is None:
+            return None
+        until = time.monotonic() + self._settle_s
+        while True:
+            now = self._read()
+            if now is None or now < self._before:
+                # gone, or another process's: nothing to compare with
+                return None
+            if now - self._before >= own_tokens or time.monotonic() >= until:
+                return round(now - self._before)
+            time.sleep(_LOOK_S)
+
+    def _read(self) -> float | None:
+        found = self._metrics()
+        return None if found is None else found.get(GENERATED)
