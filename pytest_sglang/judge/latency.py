@@ -35,7 +35,7 @@ def max_itl_p99(measured: Throughput, limit_s: float, *, why_missing: str | None
     """The 99th percentile of all gaps between tokens is at most ``limit_s`` seconds; earned by 459 clean gaps."""
     rounds = measured.rounds
     samples = [] if why_missing else [each for done in rounds for each in done.itl_s]
-    share = max((done.merged_share for done in rounds), default=0.0)
+    share = merged_share(rounds)
     if not why_missing and share > MAX_MERGED_SHARE:
         why_missing = f"{share:.1%} of the token events have no time of their own, at most {MAX_MERGED_SHARE:.0%} may"
     earned = stats.percentile(samples, 0.99)
@@ -47,6 +47,12 @@ def max_itl_p99(measured: Throughput, limit_s: float, *, why_missing: str | None
         why = _lag(rounds, send=False) if any(done.itl_lag_s for done in rounds) else f"{merged} gaps have no time of their own"
         return _unsure("itl_ms", "ITL p99", earned.value, limit_s, low, high, why)
     return limits.max_value("itl_ms", earned.value * 1000, limit_s * 1000, unit="ms")
+
+
+def merged_share(rounds: Sequence[Round]) -> float:
+    """That of all rounds together, each as much as it has tokens."""
+    tokens = sum(done.output_tokens for done in rounds)
+    return sum(done.merged_share * done.output_tokens for done in rounds) / tokens if tokens else 0.0
 
 
 def _least_ttft(rounds: Sequence[Round]) -> float:

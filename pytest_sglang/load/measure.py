@@ -11,6 +11,7 @@ from typing import Protocol
 import msgspec
 
 from pytest_sglang.judge import counts, stats
+from pytest_sglang.judge.latency import merged_share
 from pytest_sglang.judge.sequential import Decision
 from pytest_sglang.record.values import Round, Throughput
 
@@ -161,7 +162,7 @@ class _Session:
             accept_length=sum(accepted) / len(accepted) if accepted else None,
             end_to_end_tok_s=_median([each.end_to_end_tok_s for each in counted]),
             aggregate_tok_s=_median([each.aggregate_tok_s for each in counted]),
-            merged_share=max((each.merged_share for each in counted), default=0.0),
+            merged_share=merged_share(counted),
             discarded=tuple(sorted([*early, *self.discarded], key=lambda each: each.index)),
         )
 

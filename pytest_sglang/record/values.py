@@ -159,7 +159,7 @@ class Throughput(Value, frozen=True, kw_only=True):
     discarded: tuple[Round, ...] = ()
     """Rounds that are no samples, with their reasons (warm-ups are not kept)."""
     merged_share: float = 0.0
-    """The largest of the rounds' merged shares."""
+    """That of all rounds together."""
 
 
 class Energy(Value, frozen=True, kw_only=True):

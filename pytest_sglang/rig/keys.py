@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from pytest_sglang.rig import leaves
 from pytest_sglang.rig.leaves import Leaf
+from pytest_sglang.rig.model import APIS, PROMPTS
 
 SCHEMA = 1
 
@@ -114,6 +115,7 @@ TABLES: dict[str, Table] = {
                 tolerance=leaves.number(0.02, 0.0, 0.5, percent=True),
             ),
             "soak": Key("soak_s", leaves.quantity("s", zero=True)),
+            **_same(api=leaves.choice(APIS), prompts=leaves.choice(PROMPTS)),
         }
     ),
 }

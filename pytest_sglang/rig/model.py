@@ -91,8 +91,16 @@ class GainPromise(Value, frozen=True, kw_only=True):
     nvlink_baseline: str | None = None
 
 
+APIS = ("completions", "chat", "native")
+PROMPTS = ("unique", "cached", "random-ids")
+
+
 class Workload(Value, frozen=True, kw_only=True):
-    """How it is measured. ``tolerance``: an undecided median this close to the limit (a share) is marginal, not inconclusive."""
+    """How it is measured. ``tolerance``: an undecided median this close to the limit (a share) is marginal, not inconclusive.
+
+    ``api``: the route that requests take. ``prompts``: real text that begins differently each time, the same text each time (what a prefix
+    cache makes of it), or random token ids.
+    """
 
     prompt_tokens: int = 64
     output_tokens: int = 256
@@ -103,6 +111,8 @@ class Workload(Value, frozen=True, kw_only=True):
     soak_s: float = 0.0
     confidence: float = 0.99
     tolerance: float = 0.02
+    api: Literal["completions", "chat", "native"] = "completions"
+    prompts: Literal["unique", "cached", "random-ids"] = "unique"
 
 
 class Rig(Value, frozen=True, kw_only=True):

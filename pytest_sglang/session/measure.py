@@ -49,6 +49,7 @@ class Workload(Value, frozen=True, kw_only=True):
     prompts: Kind = "unique"
     seed: int = 0
     timeout_s: float = 300.0
+    verify_tls: bool = True
 
     def __repr__(self) -> str:
         """Without the key: a value ends up in messages sooner or later."""
@@ -100,9 +101,9 @@ def measure(
     except ValueError as error:
         raise Refused(str(error)) from None
     began = time.monotonic() if began is None else began
-    with ControlPlane(url, workload.api_key, timeout_s=timeout_s) as plane:
+    with ControlPlane(url, workload.api_key, timeout_s, verify_tls=workload.verify_tls) as plane:
         model, unknown = _served(plane, workload)
-        target = Target(url=url, api=workload.api, model=model, api_key=workload.api_key)
+        target = Target(url=url, api=workload.api, model=model, api_key=workload.api_key, verify_tls=workload.verify_tls)
         session = _Session(workload, target, plane, show, began)
         session.run()
     return session.measured(model, unknown)
@@ -128,6 +129,8 @@ def target(url: str | None, rig: str | None, faults: tuple[str, ...], api_key_en
     from pytest_sglang.session.options import RunOptions
 
     options = RunOptions(rootdir=Path.cwd(), rig=rig, faults=faults)
+    if not promise.named(options):
+        raise Refused("which server? write e.g. pytest-sglang measure http://127.0.0.1:30000, or name a rig file: --rig rig.toml")
     if faults and not options.simulated:
         raise Refused("--fault is for the simulated rig only: add --rig=simulated")
     promised = promise.resolve(options)
@@ -169,6 +172,7 @@ class _Session:
         self.exchanges: list[Exchange] = []
         self.inconclusive: list[str] = []
         self.server_tokens: int | None = None
+        self.accept_length: float | None = None
         self.foreign_known = False
         self.first_request_s: float | None = None
         self.interrupted = False
@@ -222,6 +226,7 @@ class _Session:
             return
         own = sum(each.answer.tokens for each in measured)
         self.server_tokens = counter.gained(own)
+        self.accept_length = counter.accept_length
         wrong = counts.miscounted(own, self.server_tokens)
         if wrong is not None:
             self.inconclusive.append(wrong)
@@ -243,6 +248,8 @@ class _Session:
     def measured(self, model: str | None, unknown: Sequence[str]) -> Measured:
         """What there is by now."""
         found = figures(self.exchanges)
+        if found.accept_length is None:
+            found = msgspec.structs.replace(found, accept_length=self.accept_length)
         told = list(unknown)
         if not self.tokenizer.exact:
             told.append("prompt lengths before they are sent (no /tokenize): estimated, the usage tells the true ones")

@@ -86,12 +86,15 @@ class _Session:
         self.tokenizer = Tokenizer(deployment.plane)
         promise = deployment.server.promise
         self.target = client.Target(
-            url=promise.url, api="completions", model=deployment.server.model, api_key=deployment.plane.api_key
+            url=promise.url, api=workload.api, model=deployment.server.model, api_key=deployment.plane.api_key
         )
 
     def one_round(self, index: int) -> Round:
         """Send one round, and hold its tokens against the server's own counter."""
-        texts = self.tokenizer.prompts(self.streams, self.workload.prompt_tokens, self.seed + index)
+        work = self.workload
+        # the same prompts in each round are what "cached" means
+        seed = self.seed + (index if work.prompts != "cached" else 0)
+        texts = self.tokenizer.prompts(self.streams, work.prompt_tokens, seed, work.prompts)
         timeout_s = 60.0 + self.output_tokens * 1.0
         self.counter.begin()
         done = client.run_round(
@@ -102,7 +105,8 @@ class _Session:
             return done
         gained = self.counter.gained(done.output_tokens)
         wrong = done.invalid_because or counts.miscounted(done.output_tokens, gained)
-        return msgspec.structs.replace(done, server_tokens=gained, invalid_because=wrong)
+        accepted = done.accept_length if done.accept_length is not None else self.counter.accept_length
+        return msgspec.structs.replace(done, server_tokens=gained, invalid_because=wrong, accept_length=accepted)
 
     def _on_request(self, raw: dict[str, Any]) -> None:
         self.tokenizer.learn(raw["prompt_characters"], raw["prompt_tokens"])

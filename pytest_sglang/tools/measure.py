@@ -45,6 +45,7 @@ def add(tools: shared.SubCommands) -> None:
     )
     parser.add_argument("--seed", type=int, metavar="S", help="the same prompts again (default: others each time)")
     parser.add_argument("--api-key-env", metavar="NAME", help="environment variable that holds the server's API key")
+    parser.add_argument("--insecure", action="store_true", help="take any TLS certificate")
     parser.add_argument("--timeout", metavar="TIME", default="5 min", help="give a request up after this time (default: '5 min')")
     parser.add_argument("--rig", metavar="PATH", help="rig file whose server is measured, or 'simulated'")
     parser.add_argument("--fault", metavar="NAME", action="append", default=[], help="fault of the simulated rig, repeatable")
@@ -93,6 +94,7 @@ def _workload(arguments: argparse.Namespace, url: str, api_key: str | None, time
         prompts=arguments.prompts,
         seed=arguments.seed if arguments.seed is not None else int.from_bytes(os.urandom(4)),
         timeout_s=timeout_s,
+        verify_tls=not arguments.insecure,
     )
 
 

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import socket
-import ssl
-import subprocess
 import threading
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
+import msgspec
 import pytest
-from load_truth import Script, Served, Truth, truth_server
+from load_truth import Script, Served, Truth, tls_context, truth_server
 
+from pytest_sglang.judge import limits
 from pytest_sglang.load import client as client_module
 from pytest_sglang.load import connection as connection_module
 from pytest_sglang.load import stamps
 from pytest_sglang.load.answer import EXACT, MERGED, TAIL
 from pytest_sglang.load.client import Client, Target, run_round
 from pytest_sglang.load.connection import ConnectError
+from pytest_sglang.load.measure import measure
 from pytest_sglang.load.prompts import Prompt
+from pytest_sglang.load.stream import EventParser
 from pytest_sglang.record.values import Round
 
 
@@ -452,15 +454,7 @@ def test_an_event_whose_read_went_on_has_no_time_of_its_own(monkeypatch: pytest.
 
 
 def test_tls_works_with_user_space_stamps(tmp_path: Path) -> None:
-    key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1"]
-    try:
-        subprocess.run([*command, "-keyout", str(key), "-out", str(certificate)], check=True, capture_output=True)
-    except FileNotFoundError:
-        pytest.skip("no openssl to make a certificate with")
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, key)
-    with truth_server(Script(ttft_s=0.02, itl_s=0.004), context) as truth:
+    with truth_server(Script(ttft_s=0.02, itl_s=0.004), tls_context(tmp_path)) as truth:
         done, raw = one_round(truth, tokens=30, verify_tls=False)
         refused, _ = one_round(truth, tokens=30)
         truth.script = Script(itl_s=0.004, burst=4, one_send=False)
@@ -516,3 +510,43 @@ def test_data_without_a_stamp_is_said_to_have_none() -> None:
     with left, right:
         left.send(b"x")
         assert stamps.receive(right, 10) == (b"x", None)
+
+
+def test_an_injected_lag_leaves_the_verdict_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    real_take = connection_module.Connection._take
+
+    class Slow(connection_module.Connection):
+        def _take(self, data: bytes, at_ns: int, drained: bool) -> None:
+            threading.Event().wait(0.02)
+            real_take(self, data, at_ns, drained)
+
+    def verdict(limit_share: float) -> str | None:
+        with truth_server(Script(ttft_s=0.005, itl_s=0.01)) as truth:
+            found = measure(
+                lambda index: one_round(truth, tokens=25)[0],
+                lambda done: None,
+                warmups=0,
+                max_rounds=3,
+                foreign=lambda: 1,
+                own_streams=1,
+                on_round=lambda done: None,
+            )
+        assert found.decode_tok_s is not None
+        sure = msgspec.structs.replace(found, ci_low=found.decode_tok_s * 0.999, ci_high=found.decode_tok_s * 1.001)
+        return limits.min_throughput(sure, min_tok_s=found.decode_tok_s * limit_share).inconclusive_because
+
+    assert verdict(0.97) is None or not kernel_stamps()
+    monkeypatch.setattr(stamps, "ask_kernel", lambda sock: False)
+    monkeypatch.setattr(client_module, "Connection", Slow)
+    late = verdict(0.97)
+    assert late is not None
+    assert late.startswith("the client's own lag of ")
+
+
+def test_ctrl_c_inside_the_parser_is_not_taken_for_a_broken_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(self: EventParser, data: bytes) -> list[bytes]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(EventParser, "feed", interrupted)
+    with truth_server(Script(ttft_s=0.002, itl_s=0.001)) as truth, pytest.raises(KeyboardInterrupt):
+        one_round(truth)

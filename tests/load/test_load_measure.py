@@ -218,5 +218,6 @@ def test_counters_that_disagree_again_and_again_end_it_with_the_first_numbers() 
     assert (found.ci_low, found.decode_tok_s, found.failed) == (None, None, 0)
 
 
-def test_the_largest_merged_share_of_the_rounds_is_told() -> None:
-    assert Rig(lambda index: a_round(index, merged_share=index / 100)).measure(max_rounds=3).merged_share == 0.03
+def test_the_merged_share_of_all_rounds_is_told() -> None:
+    rig = Rig(lambda index: a_round(index, merged_share=index / 100, output_tokens=100 * index))
+    assert rig.measure(max_rounds=2).merged_share == pytest.approx((0.01 * 100 + 0.02 * 200) / 300)

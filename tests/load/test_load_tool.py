@@ -11,10 +11,11 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
-from load_truth import Script, Truth, truth_server
+from load_truth import Script, Truth, tls_context, truth_server
 
 from pytest_sglang import cli
 from pytest_sglang.load import stamps
@@ -200,6 +201,39 @@ def test_prompts_are_unique_or_the_same_or_random_ids(capsys: pytest.CaptureFixt
     assert len(set(bodies["cached"])) == 1
     assert {(len(each), type(each[0])) for each in bodies["random-ids"]} == {(12, int)}
     assert len({tuple(each) for each in bodies["random-ids"]}) == 4
+
+
+def test_tls_is_checked_unless_told_not_to_be(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    with truth_server(Script(**FAST), tls_context(tmp_path)) as truth:
+        code, _, err = run(capsys, truth.url)
+        assert (code, "certificate" in err.lower()) == (4, True)
+        code, found = as_json(capsys, truth.url, "--tokens=20", "--insecure")
+    assert code == 0
+    assert found["stamps"] == "user"
+    assert found["client_lag_ms"] > 0
+    assert found["decode_tok_s"]["n"] == 8
+
+
+def test_without_a_url_and_a_rig_file_it_asks_for_one(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run(capsys)
+    assert (code, len(err.splitlines())) == (4, 1)
+    assert "which server? write e.g. pytest-sglang measure http://127.0.0.1:30000" in err
+
+
+def test_a_rig_files_server_is_measured_with_its_key(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RIG_KEY", "geheim")
+    with truth_server(Script(**FAST, key="geheim")) as truth:
+        rig = f'schema = 1\n[rig]\nname = "r"\n[server]\nurl = "{truth.url}"\nmodel = "m"\napi_key_env = "RIG_KEY"\n'
+        (tmp_path / "rig.toml").write_text(rig)
+        code, found = as_json(capsys, "--tokens=5")
+    assert code == 0
+    assert found["workload"]["url"] == truth.url
 
 
 def test_ctrl_c_prints_what_was_measured_and_exits_2() -> None:

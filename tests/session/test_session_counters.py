@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from pytest_sglang.session.counters import GENERATED, TokenCounter
+from pytest_sglang.session.counters import GENERATED, VERIFIED, TokenCounter
 
 
 def counter(*values: float | None) -> TokenCounter:
@@ -41,3 +41,15 @@ def test_no_metrics_no_such_counter_and_another_process_say_nothing() -> None:
     other = TokenCounter(lambda: {"vllm:generation_tokens_total": 5.0})
     other.begin()
     assert other.gained(256) is None
+
+
+def test_tokens_for_each_verification_of_speculative_decoding() -> None:
+    readings = [{GENERATED: 100.0, VERIFIED: 40.0}] * 2 + [{GENERATED: 356.0, VERIFIED: 140.0}] * 2
+    left = iter([*readings, {GENERATED: 356.0, VERIFIED: 140.0}])
+    found = TokenCounter(lambda: next(left), settle_s=0.3)
+    found.begin()
+    assert found.gained(256) == 256
+    assert found.accept_length == 2.56
+    plain = counter(1000, 1000, 1256)
+    plain.begin()
+    assert (plain.gained(256), plain.accept_length) == (256, None)
