@@ -158,6 +158,10 @@ class AnswerReader:
         ``exact`` False: that byte belongs to an event of which more is to come, so that not even the last whole event has a time
         of its own.
         """
+        if len(payloads) == 1:
+            if self._event(payloads[0], at_ns):
+                self._marks.append(EXACT if exact else MERGED)
+            return
         before = len(self._counts)
         last = len(payloads) - 1 if exact else -1
         mark = EXACT if exact else MERGED

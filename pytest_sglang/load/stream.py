@@ -31,7 +31,7 @@ class EventParser:
     @property
     def unfinished(self) -> bool:
         """True: bytes of an event lie here whose empty line never came."""
-        return bool(self._tail.strip(b"\n"))
+        return bool(self._tail) and bool(self._tail.strip(b"\n"))
 
     def feed(self, data: bytes) -> list[bytes]:
         """Payloads (joined ``data`` lines) of the events completed by ``data``. Raises StreamError for an endless event, and for
