@@ -192,7 +192,7 @@ def min_throughput(
     if lag is not None:
         return _inconclusive(f"{said}: not decided, {lag}", lag, name, measured, bound)
     if rate.low >= min_tok_s or rate.high < min_tok_s:
-        sure = f"{said} ({throughput.confidence * 100:g} % confident)"
+        sure = f"{said} ({throughput.confidence * 100:g} % confident, for this boot)"
         return _compared(rate.low >= min_tok_s, sure, name, measured, bound, cause)
     between = f"{throughput.confidence * 100:g} % interval {rate.low:.1f} to {rate.high:.1f} tok/s"
     found = stats.Interval(n=rate.rounds, median=rate.median, low=rate.low, high=rate.high)

@@ -59,7 +59,7 @@ def rate(throughput: Throughput | None, **fields: object) -> Judgement:
 def test_interval_above_the_limit_passes_with_its_confidence() -> None:
     judgement = rate(measured(38.61, 38.2, 39.0), cause="never shown")
     assert judgement.verdict == "pass"
-    assert judgement.message == "38.6 tok/s at 250 W, promised at least 38 tok/s (99 % confident)"
+    assert judgement.message == "38.6 tok/s at 250 W, promised at least 38 tok/s (99 % confident, for this boot)"
     assert (judgement.limit, judgement.quantity, judgement.cause) == (Limit(">=", 38.0, "tok/s"), "decode_tok_s", None)
     assert judgement.measured["decode_tok_s"] == Measurement(38.61, "tok/s")
     assert judgement.measured["ci_low_tok_s"] == Measurement(38.2, "tok/s")
@@ -70,7 +70,7 @@ def test_interval_above_the_limit_passes_with_its_confidence() -> None:
 def test_interval_below_the_limit_fails_with_its_cause() -> None:
     judgement = rate(measured(36.1, 35.9, 36.4), cause="NVLink is missing")
     assert judgement.verdict == "fail"
-    assert judgement.message == "36.1 tok/s at 250 W, promised at least 38 tok/s (99 % confident): NVLink is missing"
+    assert judgement.message == "36.1 tok/s at 250 W, promised at least 38 tok/s (99 % confident, for this boot): NVLink is missing"
     assert judgement.cause == "NVLink is missing"
 
 
@@ -180,7 +180,7 @@ def end_to_end(rates: Sequence[float | None]) -> Throughput:
 def test_end_to_end_is_judged_by_its_own_rates_not_by_the_decode_interval() -> None:
     judgement = rate(end_to_end([36.0, 36.1, 36.2, 36.1]), quantity="end_to_end")
     assert judgement.verdict == "fail"
-    assert judgement.message.startswith("36.1 tok/s end to end at 250 W, promised at least 38 tok/s (99 % confident)")
+    assert judgement.message.startswith("36.1 tok/s end to end at 250 W, promised at least 38 tok/s (99 % confident, for this boot)")
     assert judgement.measured["end_to_end_tok_s"].value == pytest.approx(36.1)
     assert judgement.measured["decode_tok_s"] == Measurement(45.0, "tok/s")
     assert rate(end_to_end([40.0, 40.1, 40.2, 40.1]), quantity="end_to_end").verdict == "pass"
