@@ -59,7 +59,11 @@ def load(found: dict[str, Any], elsewhere: Sequence[tuple[str, str, str, str]]) 
     wanted = [[each["target"], number(each["measured"], ".3g"), each["limit"], marks[each["holds"]]] for each in found["targets"]]
     parts = [f"Measured {found['made']}, kernel {found['machine']['kernel']}, Python {found['machine']['python']}."]
     worst = max(row["other_load"] for row in found["rows"] if row["scenario"] != "busy")
-    if worst > 0.05:
+    if found["machine"].get("before_others"):
+        parts.append(
+            "The machine was not quiet: server and client went before all other processes (`run.py --first`), which used what was left."
+        )
+    elif worst > 0.05:
         parts.append(
             f"**Other processes took up to {worst:.0%} of the client's core: these figures are noisy, run it on a quiet machine.**"
         )
@@ -92,7 +96,10 @@ def load(found: dict[str, Any], elsewhere: Sequence[tuple[str, str, str, str]]) 
             if row["scenario"] == name
         ]
         if name == "grid":
-            rows += [[f"{peer} (not run here)", ttft, "–", itl, "–", cpu, "–", "–", "–"] for peer, ttft, itl, cpu in elsewhere]
+            rows += [
+                [f"{peer} (a study of November 2026)", ttft, "–", itl, "–", cpu, "–", "–", "–"]
+                for peer, ttft, itl, cpu in elsewhere
+            ]
         if rows:
             parts.append(f"**{title}**\n\n{table(head, rows)}")
     block("load", "\n\n".join(parts))

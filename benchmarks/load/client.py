@@ -31,7 +31,7 @@ def main() -> None:
         "tokens": tokens,
         "tok_s": tokens / took_s,
         "ttft_ms": _figures([each.ttft_s * 1e3 for each in exchanges if each.ttft_s is not None]),
-        "itl_ms": _figures([gap * 1e3 for each in exchanges for gap in each.itl_s]),
+        "itl_ms": {name: 1e3 * value for name, value in _figures([gap for each in exchanges for gap in each.itl_s]).items()},
         "merged_share": sum(each.answer.merged_events for each in exchanges) / max(1, tokens),
         "failures": [each.answer.failure for each in exchanges if each.answer.failure is not None][:5],
     }

@@ -18,8 +18,8 @@ ELSEWHERE = [
     ("guidellm 0.8.1", "431 / 70", "per-request means only", "29"),
     ("aiperf 0.13.0", "2,056 / 70", "112 / 21", "22"),
 ]
-"""Not run here (they pull gigabytes): TTFT p99 and ITL p99 in ms, said / true, and CPU s for 102k tokens, measured on another machine
-of two cores with the same scenario on 2026-11-23."""
+"""Not run here (they pull gigabytes): TTFT p99 and ITL p99 in ms, said / true, and CPU s for 102k tokens, from a study of November 2026
+with the same scenario and another server."""
 
 
 @dataclass(frozen=True)

@@ -233,8 +233,9 @@ class Connection:
                 raise cause from None
             self._end(f"not an HTTP event stream: {cause}", close=True)
             return
-        if self._payloads:
-            payloads, self._payloads = self._payloads, []
+        payloads = self._payloads
+        if payloads:
+            self._payloads = []
             self.reader.read(payloads, at_ns, exact=drained and not self._events.unfinished)
         if self._whole:
             self._answered()
@@ -290,7 +291,7 @@ class Connection:
             if len(self._error_body) < MAX_ERROR_BYTES:
                 self._error_body += body
             return
-        self._payloads.extend(self._events.feed(body))
+        self._payloads += self._events.feed(body)
 
     def on_message_complete(self) -> None:
         """The answer is whole, as far as HTTP knows; only now the parser still knows whether the connection stays."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 import select
 import selectors
 import socket
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from pytest_sglang.load.connection import Connection
+
+
+_IN, _OUT = getattr(select, "EPOLLIN", 1), getattr(select, "EPOLLOUT", 4)
 
 
 class Ready(Protocol):
@@ -24,7 +26,7 @@ class Ready(Protocol):
     def remove(self, sock: socket.socket) -> None:
         """No longer; nothing happens where it was not waited for, or is closed already."""
 
-    def wait(self, seconds: float) -> Iterable[tuple[Connection, bool, bool]]:
+    def wait(self, seconds: float) -> list[tuple[Connection, bool, bool]]:
         """Connections with something to read, or room to send, or both; none after ``seconds``."""
 
     def close(self) -> None:
@@ -59,11 +61,11 @@ class Epoll:
         if sock.fileno() == number:
             self._epoll.unregister(number)
 
-    def wait(self, seconds: float) -> Iterable[tuple[Connection, bool, bool]]:
+    def wait(self, seconds: float) -> list[tuple[Connection, bool, bool]]:
         """See Ready."""
         connections = self._connections
         return [
-            (connections[number], mask != select.EPOLLOUT, bool(mask & select.EPOLLOUT))
+            (connections[number], True, False) if mask == _IN else (connections[number], mask != _OUT, bool(mask & _OUT))
             for number, mask in self._epoll.poll(seconds)
         ]
 
@@ -93,7 +95,7 @@ class Selector:
         except (KeyError, ValueError):
             return
 
-    def wait(self, seconds: float) -> Iterable[tuple[Connection, bool, bool]]:
+    def wait(self, seconds: float) -> list[tuple[Connection, bool, bool]]:
         """See Ready."""
         found = self._selector.select(seconds)
         return [(key.data, bool(mask & selectors.EVENT_READ), bool(mask & selectors.EVENT_WRITE)) for key, mask in found]
