@@ -92,12 +92,25 @@ class Startup(Value, frozen=True, kw_only=True):
     pid: int | None = None
     argv: tuple[str, ...] = ()
     versions: dict[str, str] = {}
+    timings: dict[str, float] = {}
+    """Seconds by the server's own account (startup_time of 0.5.23), {} where its version does not tell."""
     autotune_runs: int | None = None
     capture_s: float | None = None
     cache_diff: CacheDiff | None = None
     findings: tuple[Finding, ...] = ()
     observed: bool = False
     """True: this run waited for the start itself; False: read from log and unit afterwards."""
+    first_request_s: float | None = None
+    """Seconds of the very first request after readiness, of ``request_tokens`` tokens."""
+    request_tokens: int | None = None
+    steady_request_s: float | None = None
+    """Seconds of such a request once they take the same time."""
+    first_request_ratio: float | None = None
+    """``first_request_s / steady_request_s``; None = not measured (a start that nobody watched)."""
+    first_request_why: str = ""
+    """Why there is no ratio although the start was watched."""
+    resumes: str | None = None
+    """The phase in which the start before this one was interrupted, so that this one found its caches partly there."""
 
 
 class Round(Value, frozen=True, kw_only=True):
@@ -117,6 +130,9 @@ class Round(Value, frozen=True, kw_only=True):
     itl_s: tuple[float, ...] = ()
     output_tokens: int = 0
     joules: float | None = None
+    joules_error: float | None = None
+    joules_missing: str | None = None
+    """Why the energy of this round is not known."""
     start_c: float | None = None
     accept_length: float | None = None
     client_lag_s: float = 0.0

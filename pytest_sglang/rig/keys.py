@@ -57,6 +57,7 @@ TABLES: dict[str, Table] = {
             served_name=leaves.text("my-model"),
             tp=leaves.whole(4),
             gpus=leaves.many(leaves.whole(0, low=0), "[0, 1]"),
+            exclusive=leaves.yes_no,
             torch_compile=leaves.yes_no,
             api_key_env=leaves.variable,
             log=leaves.local_path("/var/log/sglang/sglang.log"),
@@ -73,6 +74,7 @@ TABLES: dict[str, Table] = {
             "cold": Key("cold_s", leaves.quantity("s", "<=")),
             "warm": Key("warm_s", leaves.quantity("s", "<=")),
             "silence": Key("silence_s", leaves.quantity("s", "<=")),
+            "phases": Key("phases_s", leaves.phases),
             **_same(
                 first_request_ratio=leaves.number(3.0, 1.0),
                 max_autotune_runs=leaves.whole(0, low=0),

@@ -45,6 +45,8 @@ class ServerPromise(Value, frozen=True, kw_only=True):
     served_name: str | None = None
     tp: int | None = None
     gpus: tuple[int, ...] | None = None
+    exclusive: bool | None = None
+    """Nobody else computes on the server's GPUs; a display server does not count."""
     torch_compile: bool | None = None
     api_key_env: str | None = None
     log: str | None = None
@@ -56,11 +58,12 @@ class ServerPromise(Value, frozen=True, kw_only=True):
 
 
 class StartPromise(Value, frozen=True, kw_only=True):
-    """Budgets of a start in seconds (rig time) and what it may compile. None = not promised."""
+    """Budgets of a start and of its phases (by id) in seconds (rig time), and what it may compile. None = not promised."""
 
     cold_s: float | None = None
     warm_s: float | None = None
     silence_s: float = 300.0
+    phases_s: dict[str, float] = {}
     first_request_ratio: float | None = None
     max_autotune_runs: int | None = None
     max_new_kernels: int | None = None

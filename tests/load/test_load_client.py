@@ -147,7 +147,8 @@ def test_merged_events_give_no_token_latency_but_all_tokens() -> None:
 def test_several_tokens_an_event_share_its_gap() -> None:
     with truth_server(Script(itl_s=0.008, tokens_an_event=4)) as truth:
         done, _ = one_round(truth, tokens=40)
-    assert len(done.itl_s) >= 32
+    # an event that was read together with the next one has no time of its own
+    assert 8 <= len(done.itl_s) <= 36
     assert done.shared_tokens == len(done.itl_s)
     assert median(done.itl_s) == pytest.approx(0.002, abs=0.0005)
 

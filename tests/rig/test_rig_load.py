@@ -313,7 +313,7 @@ WRONG_STRUCTURE: dict[str, tuple[str, str]] = {
     "unknown key": (
         f'{SERVER}modle = "x"',
         (
-            "server.modle: is no key of [server] (known: url, model, served_name, tp, gpus, torch_compile, api_key_env, log, "
+            "server.modle: is no key of [server] (known: url, model, served_name, tp, gpus, exclusive, torch_compile, api_key_env, log, "
             "systemd, command, env, cwd, container); did you mean 'model'?"
         ),
     ),
