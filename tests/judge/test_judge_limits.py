@@ -180,7 +180,9 @@ def end_to_end(rates: Sequence[float | None]) -> Throughput:
 def test_end_to_end_is_judged_by_its_own_rates_not_by_the_decode_interval() -> None:
     judgement = rate(end_to_end([36.0, 36.1, 36.2, 36.1]), quantity="end_to_end")
     assert judgement.verdict == "fail"
-    assert judgement.message.startswith("36.1 tok/s end to end at 250 W, promised at least 38 tok/s (99 % confident, for this boot)")
+    assert judgement.message.startswith(
+        "36.1 tok/s end to end at 250 W, promised at least 38 tok/s (99 % confident, for this boot)"
+    )
     assert judgement.measured["end_to_end_tok_s"].value == pytest.approx(36.1)
     assert judgement.measured["decode_tok_s"] == Measurement(45.0, "tok/s")
     assert rate(end_to_end([40.0, 40.1, 40.2, 40.1]), quantity="end_to_end").verdict == "pass"
