@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ENGINE := .engine
 
-.PHONY: bench bench-readiness bench-sampler demo test lint test-engine soak clean help
+.PHONY: bench bench-statistics bench-load bench-readiness bench-sampler demo test lint test-engine soak clean help
 .DEFAULT_GOAL := help
 
 help:
@@ -12,7 +12,7 @@ help:
 	@echo "make test         the plugin's own tests"
 	@echo "make lint         ruff, mypy --strict, import contracts"
 	@echo "make test-engine  the tests against a real SGLang on the CPU (installs it into $(ENGINE), 1.8 GB)"
-	@echo "make bench        the benchmarks (raw results in benchmarks/results/)"
+	@echo "make bench        every benchmark: benchmarks/results/, docs/benchmarks.md (two quiet cores; bench-statistics, bench-load, ... for one)"
 	@echo "make soak         100,000 malformed streams, every fault through the whole suite, repeated clean runs (long)"
 
 $(VENV)/.stamp: pyproject.toml constraints.txt
@@ -52,7 +52,15 @@ soak: $(VENV)/.stamp-dev
 	@$(BIN)/python tests/load/fuzz_streams.py 100000
 	@$(BIN)/python tests/soak.py
 
-bench: bench-readiness
+bench: bench-statistics bench-load bench-readiness
+
+bench-statistics: $(VENV)/.stamp
+	@$(BIN)/python benchmarks/statistics/run.py
+	@$(BIN)/python benchmarks/document.py
+
+bench-load: $(VENV)/.stamp
+	@$(BIN)/python benchmarks/load/run.py
+	@$(BIN)/python benchmarks/document.py
 
 bench-readiness: $(VENV)/.stamp
 	@$(BIN)/python benchmarks/readiness/run.py --starts 50 --output benchmarks/results/readiness.json

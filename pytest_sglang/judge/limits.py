@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple, TypeAlias
 
 from pytest_sglang.judge import lag as judge_lag
-from pytest_sglang.judge import stats
+from pytest_sglang.judge import sequential, stats
 from pytest_sglang.judge.stats import Interval
 from pytest_sglang.judge.verdict import Judgement
 from pytest_sglang.record import units
@@ -168,8 +168,8 @@ def min_throughput(
     """The rate of one stream is at least ``min_tok_s``, decided by the interval of its median over the rounds.
 
     Interval above the limit: pass; below it: fail. Undecided: *marginal* where the median lies within ``tolerance`` (a share) of
-    the limit, a pass with a warning (inconclusive when ``strict``), else inconclusive with the rounds that would decide it. Failed
-    requests and too few rounds are inconclusive. ``unsettled``: why the interval must not decide although it could (a drift).
+    the limit and a narrow interval rules out that the rig falls short by more (``sequential.marginal``), a pass with a warning
+    (inconclusive when ``strict``), else inconclusive with the rounds that would decide it. Failed requests and too few rounds are inconclusive. ``unsettled``: why the interval must not decide although it could (a drift).
     The decode interval is the measurement's own; ``interval`` makes the one of the end-to-end rates.
     """
     name = f"{quantity}_tok_s"
@@ -192,10 +192,11 @@ def min_throughput(
     if lag is not None:
         return _inconclusive(f"{said}: not decided, {lag}", lag, name, measured, bound)
     if rate.low >= min_tok_s or rate.high < min_tok_s:
-        sure = f"{said} ({throughput.confidence * 100:g} % confident)"
+        sure = f"{said} ({throughput.confidence * 100:g} % confident, for this boot)"
         return _compared(rate.low >= min_tok_s, sure, name, measured, bound, cause)
     between = f"{throughput.confidence * 100:g} % interval {rate.low:.1f} to {rate.high:.1f} tok/s"
-    if abs(rate.median - min_tok_s) <= tolerance * min_tok_s:
+    found = stats.Interval(n=rate.rounds, median=rate.median, low=rate.low, high=rate.high)
+    if sequential.marginal(found, min_tok_s, tolerance):
         message = f"{said}: marginal, within {tolerance * 100:g} % of the limit and undecided ({between})"
         verdict: Verdict = "inconclusive" if strict else "pass"
         because = f"marginal: {between} holds the limit" if strict else None

@@ -11,9 +11,22 @@ from collections.abc import Sequence
 
 from pytest_sglang.record.values import Value
 
+ROBUST_FROM = 10
+"""So many rounds tell their spread well enough to tell which of them lie far from the others."""
+
+REACH = 2.5
+"""How far, in standard deviations estimated from the median deviation, a round may lie from the median and count as it is."""
+
+SIGMA_A_MEDIAN_DEVIATION = 1.4826
 DRIFT_SHARE = 0.02
+AHEAD = 5.0
+"""Where the line of a trend is looked at, in halves of the rounds from their middle: three times as far as was seen."""
+
+AHEAD_P_VALUE = 0.05
+FALLING_SHARE = 0.01
+FALLING_P_VALUE = 0.4
 DRIFT_P_VALUE = 0.01
-_DRIFT_MIN_ROUNDS = 5
+DRIFT_FROM = 5
 
 
 class Interval(Value, frozen=True, kw_only=True):
@@ -44,6 +57,15 @@ class Drift(Value, frozen=True, kw_only=True):
     low: float | None = None
     high: float | None = None
     """The span of the fitted line with its interval at both ends and as far again beyond the last; None where there is no trend."""
+    end: float | None = None
+    """Where the fitted line is at the last round (tok/s); None for too few rounds."""
+    ahead: float | None = None
+    """Where it would be three times as far on (tok/s), if the trend is likely one (p < 0.05), else None."""
+
+    @property
+    def falling(self) -> bool:
+        """Not shown to be a drift, but too likely one, downwards, for a rig that is let pass with a warning."""
+        return self.share < -FALLING_SHARE and self.p_value < FALLING_P_VALUE
 
     def __str__(self) -> str:
         return f"{self.share:+.1%} over the rounds (p = {self.p_value:.1g})"
@@ -61,16 +83,34 @@ def median(values: Sequence[float]) -> float:
 def interval(rates: Sequence[float], confidence: float) -> Interval:
     """Two-sided t interval on the logarithms of positive rates: that of their median where they are log-normal.
 
-    exp(mean(ln x) ± t(1 - a/2, n - 1) · s / sqrt(n)), a = 1 - confidence. Raises ValueError for no rates and for one that is not
-    positive.
+    exp(mean(ln x) ± t(1 - a/2, k - 1) · s / sqrt(n) · (n - 1)/(k - 1)), a = 1 - confidence. From ten rounds on, those far from the
+    others are pulled in first (``pulled_in``), and k of n stay as they are (Dixon and Tukey 1968, Technometrics 10, 83-98: the
+    winsorized t); with fewer, k = n, which is Student's interval. Raises ValueError for no rates and for one that is not positive.
     """
     logs = _logs(rates)
     n = len(logs)
     if n < 2:
         return Interval(n=n, median=median(rates), low=None, high=None)
-    half = t_critical(confidence, n - 1) * deviation(logs) / math.sqrt(n)
-    mean = math.fsum(logs) / n
+    near, kept = pulled_in(logs)
+    half = t_critical(confidence, kept - 1) * deviation(near) / math.sqrt(n) * (n - 1) / (kept - 1)
+    mean = math.fsum(near) / n
     return Interval(n=n, median=median(rates), low=math.exp(mean - half), high=math.exp(mean + half))
+
+
+def pulled_in(logs: Sequence[float]) -> tuple[Sequence[float], int]:
+    """``logs`` with what lies beyond ``REACH`` pulled in to it, and how many stayed as they are.
+
+    A round in which something else ran is not the rig's rate, and one such round in twenty would keep the mean from ever being
+    decided. Fewer than ten rounds, and series of which more than half are equal, stay as they are.
+    """
+    if len(logs) < ROBUST_FROM:
+        return logs, len(logs)
+    middle = median(logs)
+    reach = REACH * SIGMA_A_MEDIAN_DEVIATION * median([abs(each - middle) for each in logs])
+    if reach <= 0:
+        return logs, len(logs)
+    near = [min(max(each, middle - reach), middle + reach) for each in logs]
+    return near, sum(here == there for here, there in zip(near, logs, strict=True))
 
 
 @functools.lru_cache(maxsize=4096)
@@ -120,11 +160,11 @@ def drift(rates: Sequence[float], *, share: float = DRIFT_SHARE, p_value: float 
     """Least-squares line through the logarithms of the rates over the rounds.
 
     Significant: its slope differs from zero with p < ``p_value`` (t test, n - 2 degrees) and it moves by more than ``share``. Fewer
-    than five rounds show none.
+    than five rounds show none. Rounds far from the others are pulled in as for the interval.
     """
-    logs = _logs(rates)
+    logs, _ = pulled_in(_logs(rates))
     n = len(logs)
-    if n < _DRIFT_MIN_ROUNDS:
+    if n < DRIFT_FROM:
         return Drift(share=0.0, p_value=1.0, significant=False)
     centre = (n - 1) / 2
     mean = math.fsum(logs) / n
@@ -133,15 +173,18 @@ def drift(rates: Sequence[float], *, share: float = DRIFT_SHARE, p_value: float 
     residual = math.fsum((y - mean - slope * (x - centre)) ** 2 for x, y in enumerate(logs)) / (n - 2)
     found = math.expm1(slope * (n - 1))
     chance = _two_sided(slope, math.sqrt(residual / spread), n - 2)
+    end = math.exp(mean + slope * centre)
+    ahead = math.exp(mean + slope * centre * AHEAD) if chance < AHEAD_P_VALUE else None
     if abs(found) <= share or chance >= p_value:
-        return Drift(share=found, p_value=chance, significant=False)
+        return Drift(share=found, p_value=chance, significant=False, end=end, ahead=ahead)
     t = t_critical(confidence, n - 2)
     ends = []
     for x in (0.0, 2.0 * (n - 1)):
         half = t * math.sqrt(residual * (1 / n + (x - centre) ** 2 / spread))
         level = mean + slope * (x - centre)
         ends += [level - half, level + half]
-    return Drift(share=found, p_value=chance, significant=True, low=math.exp(min(ends)), high=math.exp(max(ends)))
+    low, high = math.exp(min(ends)), math.exp(max(ends))
+    return Drift(share=found, p_value=chance, significant=True, low=low, high=high, end=end, ahead=ahead)
 
 
 def _two_sided(value: float, error: float, degrees: int) -> float:

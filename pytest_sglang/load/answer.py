@@ -52,23 +52,23 @@ class Answer(Value, frozen=True, kw_only=True):
         return sum(mark == MERGED for mark in self.marks)
 
 
-class _Details(msgspec.Struct):
+class _Details(msgspec.Struct, gc=False):
     cached_tokens: int | None = None
 
 
-class _Usage(msgspec.Struct):
+class _Usage(msgspec.Struct, gc=False):
     completion_tokens: int | None = None
     prompt_tokens: int | None = None
     prompt_tokens_details: _Details | None = None
 
 
-class _Delta(msgspec.Struct):
+class _Delta(msgspec.Struct, gc=False):
     content: str | None = None
     reasoning_content: str | None = None
     tool_calls: Any = None
 
 
-class _Choice(msgspec.Struct):
+class _Choice(msgspec.Struct, gc=False):
     index: int = 0
     text: str | None = None
     delta: _Delta | None = None
@@ -76,7 +76,7 @@ class _Choice(msgspec.Struct):
     matched_stop: int | str | None = None
 
 
-class _Meta(msgspec.Struct):
+class _Meta(msgspec.Struct, gc=False):
     completion_tokens: int | None = None
     prompt_tokens: int | None = None
     cached_tokens: int | None = None
@@ -87,7 +87,7 @@ class _Meta(msgspec.Struct):
     spec_accept_length: float | None = None
 
 
-class _Event(msgspec.Struct):
+class _Event(msgspec.Struct, gc=False):
     error: Any = None
     object: Any = None
     message: Any = None
@@ -158,6 +158,10 @@ class AnswerReader:
         ``exact`` False: that byte belongs to an event of which more is to come, so that not even the last whole event has a time
         of its own.
         """
+        if len(payloads) == 1:
+            if self._event(payloads[0], at_ns):
+                self._marks.append(EXACT if exact else MERGED)
+            return
         before = len(self._counts)
         last = len(payloads) - 1 if exact else -1
         mark = EXACT if exact else MERGED
@@ -209,7 +213,8 @@ class AnswerReader:
         return meta.completion_tokens is not None and self._count(meta.completion_tokens, at_ns)
 
     def _openai_event(self, event: _Event, at_ns: int) -> bool:
-        for choice in event.choices or ():
+        choices = event.choices
+        for choice in choices or ():
             if choice.index != 0:
                 self.fail("more than one answer to one request")
             delta = choice.delta
@@ -223,7 +228,7 @@ class AnswerReader:
         self._prompt = usage.prompt_tokens if usage.prompt_tokens is not None else self._prompt
         if usage.prompt_tokens_details is not None:
             self._cached = usage.prompt_tokens_details.cached_tokens
-        if not event.choices and not self._counts:
+        if not choices and not self._counts:
             # only the closing event tells the count: it says how many, not when
             if usage.completion_tokens < 0:
                 self.fail(f"the server counted {usage.completion_tokens} tokens")

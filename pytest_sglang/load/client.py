@@ -5,7 +5,6 @@ Definitions: pytest_sglang.load.rounds. Where the time stamps come from: pytest_
 
 from __future__ import annotations
 
-import selectors
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,6 +13,7 @@ from typing import Any, Literal
 from pytest_sglang.load import rounds, stamps
 from pytest_sglang.load.connection import ConnectError, Connection, Target
 from pytest_sglang.load.prompts import Prompt
+from pytest_sglang.load.ready import ready
 from pytest_sglang.load.rounds import Exchange
 from pytest_sglang.load.stamps import ClockWatch
 from pytest_sglang.record.values import Round
@@ -74,7 +74,7 @@ class Client:
         self.target, self.streams = target, streams
         self._connect_timeout_s = connect_timeout_s
         self._connections: list[Connection] = []
-        self._selector = selectors.DefaultSelector()
+        self._ready = ready()
         self._wakes = stamps.WakeLag()
         self.clock_step: str | None = None
         """Why the times of the last ``run`` cannot be trusted: the machine's clock was set meanwhile."""
@@ -90,7 +90,7 @@ class Client:
         for connection in self._connections:
             connection.close()
         self._connections = []
-        self._selector.close()
+        self._ready.close()
 
     def connect(self) -> None:
         """Open the connections that are not. Raises ConnectError; ValueError for a url that is none."""
@@ -137,7 +137,7 @@ class Client:
             clock.look()
             self.clock_step = clock.step
             for connection in work.busy:
-                self._unregister(connection)
+                self._ready.remove(connection.sock)
                 connection.close()
         return [work.done[number] for number in sorted(work.done)]
 
@@ -154,7 +154,7 @@ class Client:
             connection.wakes_before = len(self._wakes.late_ns)
             connection.begin(request, work.output_tokens, work.timeout_s)
             if not connection.finished:
-                self._selector.register(connection.sock, _wanted(connection), connection)
+                self._ready.add(connection.sock, connection, write=bool(connection.unsent))
                 return
             self._settle(connection, work)
 
@@ -169,23 +169,22 @@ class Client:
         while busy:
             timeout_s = self._wakes.timeout_s() if own_stamps else _LOOK_AT_DEADLINES_S
             asked_ns = stamps.now_ns()
-            ready = self._selector.select(timeout_s)
+            found = self._ready.wait(timeout_s)
             woken_ns = stamps.now_ns()
             if own_stamps:
                 self._wakes.woken(woken_ns)
             # bytes found by a poll that did not wait may lie there since the poll before it
             since_ns = polled_ns if woken_ns - asked_ns < _NOT_WAITED_NS else woken_ns
             polled_ns = woken_ns
-            for key, mask in ready:
-                connection: Connection = key.data
-                if mask & selectors.EVENT_WRITE:
+            for connection, read, write in found:
+                if write:
                     connection.writable()
                     if not connection.finished:
-                        self._selector.modify(connection.sock, _wanted(connection), connection)
-                if mask & selectors.EVENT_READ:
+                        self._ready.change(connection.sock, connection, write=bool(connection.unsent))
+                if read:
                     connection.readable(since_ns)
                 if connection.finished:
-                    self._unregister(connection)
+                    self._ready.remove(connection.sock)
                     yield connection
             now_s = time.monotonic()
             if now_s - looked_s >= _LOOK_AT_DEADLINES_S:
@@ -193,7 +192,7 @@ class Client:
                 clock.look()
                 work.tick()
                 for connection in [each for each in busy if now_s >= each.deadline_s]:
-                    self._unregister(connection)
+                    self._ready.remove(connection.sock)
                     connection.give_up("no whole answer in time")
                     yield connection
 
@@ -205,16 +204,6 @@ class Client:
         fresh = Connection(self.target, self._connect_timeout_s)
         self._connections = [fresh if each is connection else each for each in self._connections]
         return fresh
-
-    def _unregister(self, connection: Connection) -> None:
-        try:
-            self._selector.unregister(connection.sock)
-        except (KeyError, ValueError):
-            return
-
-
-def _wanted(connection: Connection) -> int:
-    return selectors.EVENT_READ | (selectors.EVENT_WRITE if connection.unsent else 0)
 
 
 def run_round(

@@ -144,6 +144,7 @@ class Connection:
         self._headers: dict[str, str] = {}
         self._whole, self._keep_alive = False, False
         self._plain_answer = False
+        self._stream_begun = False
         self.finished = False
         self.late_ns = []
         self.deadline_s = time.monotonic() + timeout_s
@@ -232,8 +233,9 @@ class Connection:
                 raise cause from None
             self._end(f"not an HTTP event stream: {cause}", close=True)
             return
-        if self._payloads:
-            payloads, self._payloads = self._payloads, []
+        payloads = self._payloads
+        if payloads:
+            self._payloads = []
             self.reader.read(payloads, at_ns, exact=drained and not self._events.unfinished)
         if self._whole:
             self._answered()
@@ -278,17 +280,18 @@ class Connection:
         if self._parser.get_status_code() != 200:
             return
         self._plain_answer = "text/event-stream" not in self._headers.get("content-type", "")
+        self._stream_begun = not self._plain_answer
         encoding = self._headers.get("content-encoding", "identity")
         if encoding not in ("identity", ""):
             self.reader.fail(f"the answer is compressed ({encoding}) though it was asked not to be")
 
     def on_body(self, body: bytes) -> None:
         """A piece of the stream."""
-        if self._parser.get_status_code() != 200 or self._plain_answer:
+        if not self._stream_begun:
             if len(self._error_body) < MAX_ERROR_BYTES:
                 self._error_body += body
             return
-        self._payloads.extend(self._events.feed(body))
+        self._payloads += self._events.feed(body)
 
     def on_message_complete(self) -> None:
         """The answer is whole, as far as HTTP knows; only now the parser still knows whether the connection stays."""

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 from pytest_sglang.load.answer import EXACT, MERGED, Answer
@@ -93,12 +94,15 @@ class Exchange(Value, frozen=True, kw_only=True):
     @property
     def itl_s(self) -> list[float]:
         """Gaps between tokens, where both ends have a time of their own."""
-        answer = self.answer
         found: list[float] = []
-        for position in range(1, len(answer.times_ns)):
-            if answer.marks[position] == EXACT and answer.marks[position - 1] == EXACT:
-                tokens = answer.counts[position] - answer.counts[position - 1]
-                found += [(answer.times_ns[position] - answer.times_ns[position - 1]) / 1e9 / tokens] * tokens
+        seen = zip(self.answer.marks, self.answer.counts, self.answer.times_ns, strict=True)
+        for (mark, count, at), (next_mark, next_count, next_at) in pairwise(seen):
+            if mark == EXACT and next_mark == EXACT:
+                if next_count - count == 1:
+                    found.append((next_at - at) / 1e9)
+                else:
+                    tokens = next_count - count
+                    found += [(next_at - at) / 1e9 / tokens] * tokens
         return found
 
     @property

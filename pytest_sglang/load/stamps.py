@@ -21,6 +21,8 @@ STEP_NS = 500_000
 """A shift of CLOCK_REALTIME against CLOCK_MONOTONIC beyond this is a step, not the noise of reading two clocks."""
 
 _STAMP = struct.Struct("@qq")
+_STAMP_BYTES, _unpack = _STAMP.size, _STAMP.unpack_from
+_SOL_SOCKET = socket.SOL_SOCKET
 _ANCILLARY_BYTES = socket.CMSG_SPACE(_STAMP.size) if hasattr(socket, "CMSG_SPACE") else 0
 
 now_ns = time.time_ns
@@ -42,8 +44,8 @@ def receive(sock: socket.socket, size: int) -> tuple[bytes, int | None]:
     """Bytes that lie ready, and the arrival time of the last of them (epoch, ns), None where the kernel gave none."""
     data, ancillary, _flags, _address = sock.recvmsg(size, _ANCILLARY_BYTES)
     for level, kind, content in ancillary:
-        if level == socket.SOL_SOCKET and kind == SO_TIMESTAMPNS and len(content) >= _STAMP.size:
-            seconds, nanoseconds = _STAMP.unpack_from(content)
+        if kind == SO_TIMESTAMPNS and level == _SOL_SOCKET and len(content) >= _STAMP_BYTES:
+            seconds, nanoseconds = _unpack(content)
             return data, seconds * 1_000_000_000 + nanoseconds
     return data, None
 

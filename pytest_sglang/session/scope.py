@@ -211,9 +211,9 @@ class CheckScope:
 
     @property
     def unsettled(self) -> str | None:
-        """Why the newest measurement must not decide although its interval could: the rate drifts."""
+        """Why the newest measurement must not decide although its interval could: the rate drifts, or may be falling."""
         decision = self.decision
-        return decision.reason if decision is not None and decision.verdict == "undecided" and decision.drift.significant else None
+        return decision.reason if decision is not None and decision.unsettled else None
 
     def interval(self, rates: Sequence[float], confidence: float) -> stats.Interval:
         """The interval of the look that ended the measurement: its error budget is shared with the looks before it."""

@@ -1,17 +1,14 @@
-"""The stopping rule: its decisions, and its error rates by simulation."""
+"""The stopping rule: its decisions. Its error rates: test_judge_campaign.py."""
 
 from __future__ import annotations
 
 import math
 import random
-from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import pytest
 
 from pytest_sglang.judge.sequential import Decision, Sequential, look_rounds, shares
-
-RUNS = 4000
 
 
 def feed(sequential: Sequential, rates: Iterable[float]) -> Decision | None:
@@ -89,10 +86,34 @@ def test_at_the_limit_no_number_of_rounds_would_decide() -> None:
     assert nearly.needs_more is None or nearly.needs_more > 1000
 
 
-def test_an_interval_within_the_tolerance_ends_it_as_marginal() -> None:
-    decision = feed(Sequential(40.0), [40.02, 39.98, 40.05, 39.97, 40.01])
+def test_an_interval_within_the_tolerance_ends_it_as_marginal_but_not_before_ten_rounds() -> None:
+    sequential = Sequential(40.0)
+    assert feed(sequential, [40.02, 39.98, 40.05, 39.97, 40.01]) is None
+    looked = sequential.current()
+    assert looked is not None
+    assert looked.marginal
+    decision = feed(sequential, [40.02, 39.98, 40.05, 39.97, 40.01, 39.99, 40.0, 40.03])
     assert decision is not None
-    assert (decision.verdict, decision.marginal, decision.n) == ("undecided", True, 5)
+    assert (decision.verdict, decision.marginal, decision.n) == ("undecided", True, 13)
+
+
+def test_a_wide_interval_around_the_limit_is_not_marginal() -> None:
+    decision = feed(Sequential(40.0, max_rounds=5), [37.0, 43.0, 40.0, 38.0, 42.0])
+    assert decision is not None
+    assert (decision.verdict, decision.marginal, decision.unsettled) == ("undecided", False, False)
+
+
+def test_what_may_be_falling_is_not_marginal() -> None:
+    wiggle = (0.9, -0.9, 0.7, -0.8, 0.4)
+    falling = [40.5 - 0.025 * n + wiggle[n % 5] for n in range(30)]
+    decision = feed(Sequential(40.0), falling)
+    assert decision is not None
+    assert (decision.verdict, decision.marginal, decision.unsettled) == ("undecided", False, True)
+    assert not decision.drift.significant
+    assert decision.reason.startswith("the rate may be falling: -2.")
+    rising = feed(Sequential(40.0), falling[::-1])
+    assert rising is not None
+    assert (rising.verdict, rising.marginal, rising.unsettled) == ("undecided", True, False)
 
 
 def test_without_a_limit_it_stops_with_the_interval() -> None:
@@ -155,10 +176,11 @@ def test_looks_are_fixed_in_advance(first: int, last: int, looks: tuple[int, ...
 
 
 @pytest.mark.parametrize("looks", range(1, 12))
-def test_the_error_budget_is_never_exceeded(looks: int) -> None:
+def test_every_look_has_a_part_of_the_error_budget(looks: int) -> None:
     assert len(shares(looks)) == looks
-    assert sum(shares(looks)) <= 1 + 1e-12
     assert min(shares(looks)) > 0
+    # what overlaps between looks is known by simulation: test_judge_campaign.py
+    assert 1 <= sum(shares(looks)) <= 1.1
 
 
 # --- drift ----------------------------------------------------------------------------------------------------------------
@@ -223,73 +245,3 @@ def test_no_new_series_where_too_few_rounds_are_left() -> None:
     decision = feed(Sequential(38.0, max_rounds=10), [41.0 - 0.4 * n + WIGGLE[n % 6] for n in range(10)])
     assert decision is not None
     assert (decision.n, decision.discarded, decision.verdict) == (10, 0, "undecided")
-
-
-# --- error rates ----------------------------------------------------------------------------------------------------------
-
-
-class Found:
-    """How ``RUNS`` simulated acceptance runs ended."""
-
-    def __init__(
-        self, true_rate: float, noise: float, *, disturb: Callable[[int, random.Random], float] | None = None, seed: int = 11
-    ) -> None:
-        chance = random.Random(seed)
-        self.verdicts: Counter[str] = Counter()
-        self.rounds: list[int] = []
-        self.marginal = 0
-        for _ in range(RUNS):
-            sequential = Sequential(40.0)
-            decision = None
-            while decision is None:
-                extra = disturb(len(sequential.rates), chance) if disturb else 0.0
-                decision = sequential.add(40.0 * true_rate * math.exp(chance.gauss(0, noise) + extra))
-            self.verdicts[decision.verdict] += 1
-            self.marginal += decision.marginal
-            self.rounds.append(len(sequential.rates))
-        self.rounds.sort()
-
-    def share(self, verdict: str) -> float:
-        return self.verdicts[verdict] / RUNS
-
-
-@pytest.mark.parametrize("true_rate", [1.05, 0.95])
-def test_a_clear_case_takes_five_rounds_in_the_median_and_eight_in_95_percent(true_rate: float) -> None:
-    found = Found(true_rate, 0.02)
-    assert found.share("pass" if true_rate > 1 else "fail") > 0.995
-    assert found.rounds[RUNS // 2] <= 5
-    assert found.rounds[int(RUNS * 0.95) - 1] <= 8
-
-
-@pytest.mark.parametrize("noise", [0.01, 0.02, 0.03, 0.05])
-@pytest.mark.parametrize("true_rate", [1.03, 0.97])
-def test_three_percent_off_is_hardly_ever_wrong_and_seldom_undecided(true_rate: float, noise: float) -> None:
-    found = Found(true_rate, noise)
-    assert found.share("fail" if true_rate > 1 else "pass") <= 0.001
-    if noise <= 0.03:
-        assert found.share("undecided") <= 0.05
-
-
-@pytest.mark.parametrize("noise", [0.01, 0.02, 0.05])
-def test_exactly_at_the_limit_both_errors_together_stay_within_the_budget(noise: float) -> None:
-    found = Found(1.0, noise)
-    # 0.9 % expected, and what 4,000 runs may scatter
-    assert found.share("pass") + found.share("fail") <= 0.0135
-
-
-def test_outliers_make_it_slower_and_not_wrong() -> None:
-    def slow_round(_: int, chance: random.Random) -> float:
-        return -0.1 if chance.random() < 0.05 else 0.0
-
-    assert Found(1.03, 0.01, disturb=slow_round).share("fail") <= 0.01
-    assert Found(0.97, 0.01, disturb=slow_round).share("pass") <= 0.01
-
-
-@pytest.mark.parametrize("true_rate", [1.03, 0.97])
-def test_a_rig_that_settles_is_judged_by_where_it_settles(true_rate: float) -> None:
-    def heat(index: int, _: random.Random) -> float:
-        return 0.04 * math.exp(-index / 3)
-
-    found = Found(true_rate, 0.005, disturb=heat)
-    assert found.share("fail" if true_rate > 1 else "pass") <= 0.01
-    assert found.share("undecided") <= 0.05

@@ -29,6 +29,26 @@ def test_interval_is_the_t_interval_of_the_logarithms() -> None:
     assert found.n == 5
 
 
+def test_rounds_far_from_the_others_are_pulled_in_from_ten_rounds_on() -> None:
+    steady = [40.1, 39.9, 40.0, 40.2, 39.8, 40.05, 39.95, 40.15, 39.85]
+    few = stats.interval([*steady[:8], 30.0], 0.99)
+    many = stats.interval([*steady, 30.0], 0.99)
+    assert few.low is not None
+    assert many.low is not None
+    assert few.low < 35
+    assert 39.5 < many.low < 40
+    logs = [math.log(rate) for rate in [*steady, 30.0]]
+    near, kept = stats.pulled_in(logs)
+    assert kept == 9
+    assert list(near[:9]) == logs[:9]
+    middle = stats.median(logs)
+    reach = 2.5 * 1.4826 * stats.median([abs(each - middle) for each in logs])
+    assert near[9] == pytest.approx(middle - reach)
+    # more than half of the rounds equal tell no spread: then nothing is far
+    equal = [math.log(40)] * 8 + [math.log(39), math.log(30)]
+    assert stats.pulled_in(equal) == (equal, 10)
+
+
 def test_interval_holds_the_true_median_as_often_as_it_says() -> None:
     chance = random.Random(1)
     hits = 0
