@@ -158,7 +158,7 @@ class _Wait:
             state = now
         timeline = self._read(ended_at=self.clock.time())
         cause = deaths.cause(state, timeline, self._evidence())
-        again = deaths.restarted(self.restarts, now)
+        again = deaths.restarted(self.process.pid if self.process else None, self.restarts, now)
         if again is not None:
             cause = f"{cause}; {again}" if timeline.failure is not None else again
         return self._failed("died", cause, timeline, exit_code=state.exit_code)

@@ -46,7 +46,7 @@ schema = 1
 name = "cpu engine"
 [server]
 url = "http://127.0.0.1:{port}"
-model = {json.dumps(model or str((ENGINE / "model").resolve()))}
+model = {json.dumps(model or str(ENGINE / "model"))}
 tp = 1
 {way}
 [start]
