@@ -164,6 +164,10 @@ def _gain(at: _At, gain: dict[str, Any]) -> None:
 
 
 def _workload(at: _At, workload: dict[str, Any]) -> None:
+    if workload.get("api") == "chat" and workload.get("prompts") == "random-ids":
+        at("workload", "prompts").wrong(
+            "random-ids", "does not fit api = 'chat', which takes no token ids (write api = 'completions')"
+        )
     default = Workload()
     rounds, most = workload.get("rounds", default.rounds), workload.get("max_rounds", default.max_rounds)
     if rounds > most:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+import msgspec
+
 from pytest_sglang.record import units
 from pytest_sglang.record.clock import Clock
 from pytest_sglang.record.values import Finding, Phase, Startup, Value
@@ -16,7 +18,17 @@ from pytest_sglang.server.control import Controller, ControlState
 from pytest_sglang.server.http import Completion, ControlPlane
 from pytest_sglang.server.log import LogSource
 from pytest_sglang.server.phases import Timeline
-from pytest_sglang.server.start import FailureKind, LogWatch, Progress, StartFailed, kind_of, outside, read_start, unreadable
+from pytest_sglang.server.start import (
+    FailureKind,
+    LogWatch,
+    Progress,
+    StartFailed,
+    kind_of,
+    outside,
+    own_account,
+    read_start,
+    unreadable,
+)
 from pytest_sglang.server.task import Task
 from pytest_sglang.server.watchdog import Watchdog, over, patience_s
 
@@ -271,12 +283,16 @@ class _Wait:
 
     def _is_ready(self, proof: _Proof) -> Startup:
         self.log.poll()
-        info = self.plane.server_info()
+        info, samples = self.plane.server_info(), self.plane.metrics()
         version = info.get("version") if isinstance(info, dict) else None
         if not self.observed and not self.seen_unready:
-            return read_start(controller=self.controller, log=self.source, clock=self.clock, version=version)
+            return read_start(
+                controller=self.controller, log=self.source, clock=self.clock, version=version, info=info, samples=samples
+            )
         timeline = self._read(version=version)
-        return self._startup(timeline, first_token_at=proof.ended_at)
+        account, disagree = own_account(info, samples, timeline)
+        startup = self._startup(timeline, first_token_at=proof.ended_at)
+        return msgspec.structs.replace(startup, timings=account, findings=(*startup.findings, *disagree))
 
     # --- slow or stuck? ----------------------------------------------------------------------------------------------------
 
@@ -312,8 +328,6 @@ class _Wait:
     # --- what was seen -----------------------------------------------------------------------------------------------------
 
     def _read(self, *, version: str | None = None, ended_at: float | None = None, extra: Finding | None = None) -> Timeline:
-        import msgspec
-
         found = phases.timeline(
             self.log.lines(),
             launched_at=self.launched_at,
@@ -352,7 +366,9 @@ class _Wait:
     def _tell(self) -> None:
         self.timeline = phases.timeline(self.log.lines(), launched_at=self.launched_at)
         phase = "warmup" if self.port_open_at is not None else self.timeline.phase
-        self.progress(Progress(phase, self.timeline.inside, self.elapsed_s, self.expected_s, self.log.last_line))
+        inside = self.timeline.inside if phase == self.timeline.phase else ""
+        compiles = self.timeline.autotune_runs > 0
+        self.progress(Progress(phase, inside, self.elapsed_s, self.expected_s, self.log.last_line, compiles))
 
 
 def wait_ready(

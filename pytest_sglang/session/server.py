@@ -269,6 +269,8 @@ class SglangServer:
         # a limit lost in the middle leaves a rate that belongs to no level
         self._deployment.power.require(level)
         self._same_process(before)
+        if output_tokens is None:
+            self._deployment.curve.add(level, result)
         workload = self._deployment.rig.workload
         self._throughputs[(level, result.streams, output_tokens or workload.output_tokens)] = result
         if scope is not None:

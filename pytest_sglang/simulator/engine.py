@@ -6,6 +6,7 @@ Every token has a moment on an absolute schedule, so that late wake-ups of the e
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
 import uuid
@@ -34,6 +35,7 @@ SLOW = 0.8
 ABORT_AFTER_S = 2.0
 """A closed connection is noticed this long after the response ended."""
 EARLY_TOKENS = 3
+INFLATED = 1.1
 LOG_STEPS = 40
 COMPILING, COMPILING_COST = 2, 12.0
 """So many requests run so much slower after a start under the fault compiles-after-ready; the server's own warm-up does not."""
@@ -59,6 +61,13 @@ class Request:
     first_s: float | None = None
     last_s: float | None = None
     queued_s: float = 0.0
+    inflated: float = 1.0
+    """How many tokens the answer tells of for each that was generated."""
+
+    @property
+    def told(self) -> int:
+        """Output tokens as the answer tells them."""
+        return min(self.max_tokens, round(len(self.output) * self.inflated))
 
     @property
     def finish_reason(self) -> str | None:
@@ -69,6 +78,12 @@ class Request:
     def matched_stop(self) -> int | str | None:
         """The token that ended it."""
         return None if self.finish is None else self.finish.get("matched")
+
+
+def _bridged(config: Config) -> bool:
+    """NVLink carries what the serving cards exchange: every one of them is linked to another one."""
+    ailments, serving = config.ailments, config.hardware.serving
+    return all(any(ailments.linked(one, other) for other in serving if other != one) for one in serving)
 
 
 class Engine:
@@ -87,9 +102,9 @@ class Engine:
         self.waiting = 0
         self.gen_throughput = 0.0
         self.metrics = Metrics()
-        linked = not any(pair in config.dead_pairs for pair in self._hardware.serving_pairs())
-        gain = 1.0 + (self._hardware.curve.nvlink_gain if linked and self._hardware.serving_pairs() else 0.0)
+        gain = 1.0 + (self._hardware.curve.nvlink_gain if _bridged(config) else 0.0)
         self._factor = gain * (SLOW if "slow-decode" in config.faults else 1.0)
+        self._inflated = INFLATED if "inflated-usage" in config.faults else 1.0
         self._ends_early, self._not_a_number = "early-stop" in config.faults, "nan-tokens" in config.faults
         self._compiling = COMPILING if config.acts("compiles-after-ready", start) else 0
         self._left = DIES_AFTER if config.acts("dies-serving", start) else None
@@ -97,9 +112,9 @@ class Engine:
     # --- speed -------------------------------------------------------------------------------------------------------------
 
     def tok_s(self) -> float:
-        """Tokens per second of a single stream at the lowest limit among the serving cards."""
-        limits_w = self._state.limits_w()
-        return self._hardware.curve.tok_s(min(limits_w[index] for index in self._hardware.serving)) * self._factor
+        """Tokens per second of a single stream at the lowest limit among the serving cards, as slow as the slowest of them."""
+        limit_w, share = self._state.pace()
+        return self._hardware.curve.tok_s(limit_w) * share * self._factor
 
     def _step_s(self) -> float:
         return (1.0 + BATCH_COST * (len(self.running) - 1)) / self.tok_s()
@@ -113,6 +128,7 @@ class Engine:
     async def run(self, request: Request) -> AsyncIterator[list[int]]:
         """Play one request: yields the tokens of each chunk as they come; ``request.finish`` is set before the last one."""
         request.received_s = time.monotonic()
+        request.inflated = self._inflated
         self.waiting += 1
         try:
             await self._room.acquire()
@@ -187,7 +203,7 @@ class Engine:
             await _until(due_s)
 
     def _length(self, request: Request) -> tuple[int, dict[str, Any]]:
-        wanted = request.max_tokens
+        wanted = max(1, math.ceil(request.max_tokens / self._inflated))
         stop = {"type": "stop", "matched": EOS}
         if self._not_a_number:
             return 1, {"type": "stop", "matched": "NaN happened"}
@@ -196,7 +212,7 @@ class Engine:
         natural = Answer(request.prompt).natural_length
         if not request.ignore_eos and natural < wanted:
             return natural, stop
-        return wanted, {"type": "length", "length": wanted}
+        return wanted, {"type": "length", "length": request.max_tokens}
 
     def abort(self, rid: str | None) -> None:
         """Abort one request, or all of them; an unknown one is nobody's error."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -145,10 +146,16 @@ class Startup:
         self._at(_DISTRIBUTED_S + 2.2)
         log.line("sglang is using nccl==2.28.9", 0)
         log.all_ranks(f"Init torch distributed ends. elapsed={2.2 * self._scale:.2f} s, mem usage=0.21 GB")
-        log.all_ranks(
-            "CustomAllreduce is disabled because it's not supported on more than two PCIe-only GPUs. "
-            "To silence this warning, specify disable_custom_all_reduce=True explicitly."
-        )
+        if log.ranks > 2 and not self._all_linked():
+            log.all_ranks(
+                "CustomAllreduce is disabled because it's not supported on more than two PCIe-only GPUs. "
+                "To silence this warning, specify disable_custom_all_reduce=True explicitly."
+            )
+
+    def _all_linked(self) -> bool:
+        """NVLink joins every two of the serving cards."""
+        ailments = self._config.ailments
+        return all(ailments.linked(a, b) for a, b in combinations(self._config.hardware.serving, 2))
 
     def _weights(self, dies: Callable[[Log, RigClock], None] | None) -> None:
         log, shards = self._log, 9
@@ -197,6 +204,8 @@ class Startup:
             self._bar(label, done + 1, elapsed_s, elapsed_s / (done + 1))
         log.raw("\n")
         self._at(_CAPTURE_S + whole_s)
+        if log.ranks > 1 and self._all_linked():
+            log.all_ranks(f"Registering {390 * total} cuda graph addresses")
         log.all_ranks(f"Capture cuda graph end. Time elapsed: {whole_s * self._scale:.2f} s. mem usage=0.31 GB. avail mem=4.51 GB.")
         self._state.set_load(0.0, _SERVING_B)
 

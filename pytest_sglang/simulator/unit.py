@@ -209,7 +209,7 @@ WantedBy=multi-user.target
         write_json(self.config.directory / OLD, {"pid": pid, "ticks": procs.start_ticks(pid)})
 
     def _environment(self) -> dict[str, str]:
-        kept = {name: os.environ[name] for name in ("PATH", "LANG", "LC_ALL", "TZ") if name in os.environ}
+        kept = {name: os.environ[name] for name in ("PATH", "LANG", "LC_ALL", "TZ", "SGLANG_LOG_MS") if name in os.environ}
         return kept | self.environment() | {"PYTHONPATH": str(_PACKAGE_PARENT), "PYTHONDONTWRITEBYTECODE": "1"}
 
     def _launch(self, state: UnitState, restarts: int = 0) -> tuple[int, UnitState]:
