@@ -30,7 +30,7 @@ from pytest_sglang.server.start import (
     unreadable,
 )
 from pytest_sglang.server.task import Task
-from pytest_sglang.server.watchdog import Watchdog, over, patience_s
+from pytest_sglang.server.watchdog import Watchdog, over, patience_s, stuck
 
 if TYPE_CHECKING:
     import psutil
@@ -300,7 +300,7 @@ class _Wait:
         quiet_s = self.watchdog.silent_s(self.process)
         if quiet_s is not None:
             raise self._hangs(quiet_s)
-        slow = self._too_slow()
+        slow = None if self.watchdog.quiet else self._too_slow()
         if slow is not None and time.monotonic() - self.begun > watchdog.MIN_SILENCE_WALL_S:
             raise self._failed("not ready", f"{slow}; it moves, but too slowly", self._read())
 
@@ -313,15 +313,8 @@ class _Wait:
     def _hangs(self, quiet_s: float) -> StartFailed:
         timeline = self._read()
         tree = processes.tree(self.process.pid if self.process else None)
-        stopped = processes.stopped(tree)
-        cause = f"no sign of progress for {units.duration(quiet_s)} (no log line, {self.watched})"
-        if self.last_sign is not None and self.port_open_at is not None:
-            status = self.last_sign.status
-            cause += f"; the port is open, but {self.last_sign.path} " + (
-                "does not answer" if status is None else f"answers {status}"
-            )
-        if stopped:
-            cause += f"; stopped by somebody (SIGSTOP): {', '.join(stopped)}"
+        sign = self.last_sign if self.port_open_at is not None else None
+        cause = stuck(quiet_s, self.watched, processes.stopped(tree), None if sign is None else (sign.path, sign.status))
         stacks = deaths.stacks(processes.titles(tree), stopped=processes.stopped_pids(tree))
         return self._failed("hang", cause, timeline, stacks=stacks)
 
