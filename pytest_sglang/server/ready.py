@@ -165,8 +165,8 @@ class _Wait:
         for _ in range(4):
             self.log.poll()
             time.sleep(POLL_S)
-        now = self.controller.state()
-        if state.exit_code is None and not state.active:
+        now = self._seen_by_owner()
+        if state.exit_code is None and not now.active:
             state = now
         timeline = self._read(ended_at=self.clock.time())
         cause = deaths.cause(state, timeline, self._evidence())
@@ -174,6 +174,15 @@ class _Wait:
         if again is not None:
             cause = f"{cause}; {again}" if timeline.failure is not None else again
         return self._failed("died", cause, timeline, exit_code=state.exit_code)
+
+    def _seen_by_owner(self) -> ControlState:
+        """The state once its owner has noticed the death too: only then is the exit code known."""
+        for _ in range(10):
+            now = self.controller.state()
+            if self.process is None or not now.active or now.pid != self.process.pid:
+                break
+            time.sleep(POLL_S)
+        return now
 
     def _evidence(self) -> deaths.Evidence:
         # pids are given again: what the kernel said before this start was about somebody else
