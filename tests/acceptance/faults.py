@@ -143,6 +143,7 @@ SERVER: dict[str, dict[str, str]] = {
     ),
     "dies-serving": row(
         decode_throughput="fail",
+        energy_per_token="decode-throughput",
         throttling="decode-throughput",
         links_under_load="decode-throughput",
         warm_restart="decode-throughput",
