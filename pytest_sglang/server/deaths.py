@@ -148,13 +148,15 @@ def _out_of_memory(state: ControlState, seen: Evidence, kernel_logs: Sequence[Se
     return f"the kernel killed it for want of memory: {line}" if line is not None else None
 
 
-def restarted(before: int | None, now: ControlState) -> str | None:
-    """Whether its owner has started it again by itself since ``before`` (its count of restarts then)."""
+def restarted(pid: int | None, before: int | None, now: ControlState) -> str | None:
+    """Whether its owner has started it again by itself: process ``pid`` is gone, ``before`` was the count of restarts then."""
     times = (now.restarts or 0) - (before or 0)
-    if now.pid is None and "auto-restart" not in now.detail and times <= 0:
+    # an owner may not have noticed yet that the process is gone
+    other = pid is not None and now.pid not in (None, pid)
+    if not other and "auto-restart" not in now.detail and times <= 0:
         return None
     often = f", {times} time{'s' if times > 1 else ''}" if times > 0 else ""
-    here = f"pid {now.pid} runs now" if now.pid is not None else f"now {now.detail}"
+    here = f"pid {now.pid} runs now" if other else f"now {now.detail}"
     return f"its owner restarted it by itself{often}: {here}"
 
 

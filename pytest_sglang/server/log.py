@@ -134,7 +134,9 @@ class FileLog:
                 before = self._rest_of_rotated(position)
             elif status.st_size >= position.offset and self._head(len(position.head)) == position.head:
                 offset = position.offset
-            # else: truncated in place, so everything in it is new
+            else:
+                # truncated in place: everything in it is new, and what came before it stands in the copy
+                before = self._rest_of_copy(position)
         text, end = self._from(self.path, offset)
         if position is None and self.why is None:
             before = rotated.before(self.path, text, holds_a_start, LIMIT_BYTES)
@@ -154,6 +156,18 @@ class FileLog:
             except OSError:
                 continue
             if (status.st_dev, status.st_ino) == (position.device, position.inode):
+                return self._from(sibling, position.offset)[0]
+        return ""
+
+    def _rest_of_copy(self, position: _FilePosition) -> str:
+        """What was written between our last look and the moment at which copytruncate emptied the file."""
+        for sibling in rotated.siblings(self.path) if position.head else ():
+            try:
+                with sibling.open("rb") as file:
+                    same = file.read(len(position.head)) == position.head and file.seek(0, 2) >= position.offset
+            except OSError:
+                continue
+            if same and not rotated.is_packed(sibling):
                 return self._from(sibling, position.offset)[0]
         return ""
 

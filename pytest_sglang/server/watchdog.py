@@ -43,6 +43,8 @@ class Watchdog:
         self._quiet_since, self._quiet_since_wall = clock.time(), time.monotonic()
         self._polled_rig, self._polled_wall = self._quiet_since, self._quiet_since_wall
         self._suspected: float | None = None
+        self.quiet = False
+        """Silent for longer than allowed, and not yet proved to hang: whoever says that it moves must wait."""
         self._task: Task[_Look] | None = None
         self._asked_wall = 0.0
         self._last: _Look | None = None
@@ -62,6 +64,7 @@ class Watchdog:
         self._polled_rig, self._polled_wall = now, wall
         seen = self._look(process, wall)
         quiet_s = now - self._quiet_since
+        self.quiet = quiet_s > self.silence_s
         if quiet_s <= self.silence_s or wall - self._quiet_since_wall <= MIN_SILENCE_WALL_S:
             return None
         if self._suspected is None:
@@ -112,3 +115,14 @@ def over(phases: Sequence[Phase], budgets_s: Mapping[str, float], elapsed_s: flo
     if current is None or budget_s is None or elapsed_s - current.begin_s <= patience_s(budget_s):
         return None
     return f"phase {current.id} has lasted {units.duration(elapsed_s - current.begin_s)}, budget {units.duration(budget_s)}"
+
+
+def stuck(quiet_s: float, watched: str, stopped: Sequence[str], sign: tuple[str, int | None] | None) -> str:
+    """The cause of a hang in one line. ``sign``: what was asked last, and its status, once the port is open."""
+    cause = f"no sign of progress for {units.duration(quiet_s)} (no log line, {watched})"
+    if sign is not None:
+        path, status = sign
+        cause += f"; the port is open, but {path} " + ("does not answer" if status is None else f"answers {status}")
+    if stopped:
+        cause += f"; stopped by somebody (SIGSTOP): {', '.join(stopped)}"
+    return cause

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from pytest_sglang.session.deployment import Deployment
 
 PROMPT_TOKENS = 8
-LEAST, MOST = 4, 40
+LEAST, MOST = 4, 20
 """Requests after the first one."""
-LONGEST_S = 60.0
+LONGEST_S = 30.0
 """Wall seconds after which they are not waited for any longer; a request under way is."""
-SAME = 1.25
+SAME = 1.5
 """The last three requests within this factor of each other: steady."""
 SLOW = 2.0
 """A first request that took more than this many times a later one ran slow."""
@@ -78,7 +78,7 @@ def _later(deployment: Deployment, tokens: int, known_s: float | None) -> tuple[
     while len(later) < MOST and (len(later) < 3 or time.monotonic() < deadline):
         deployment.progress(f"first requests after ready: {len(later) + 1}")
         text = prompts.make_prompts(1, PROMPT_TOKENS, seed=seed + len(later))
-        done = client.run_round(target, text, tokens, index=len(later), timeout_s=LONGEST_S)
+        done = client.run_round(target, text, tokens, index=len(later), timeout_s=2 * LONGEST_S)
         if done.invalid_because is not None:
             return later, f"a request after the first one is no sample: {done.invalid_because}"
         later.append(done.end_s - done.begin_s)

@@ -37,7 +37,7 @@ ABORT_AFTER_S = 2.0
 EARLY_TOKENS = 3
 INFLATED = 1.1
 LOG_STEPS = 40
-COMPILING, COMPILING_COST = 2, 12.0
+COMPILING, COMPILING_COST = 2, 20.0
 """So many requests run so much slower after a start under the fault compiles-after-ready; the server's own warm-up does not."""
 _OWN_WARM_UP = 8
 DIES_AFTER = 300

@@ -34,7 +34,7 @@ SERVER = (
         "hung-engine", "after the next starts the port is open and /v1/models answers, but the warm-up never ends", of_a_start=True
     ),
     Fault("port-opens-early", "the next starts open their port 26 s before they are ready", of_a_start=True),
-    Fault("compiles-after-ready", "after the next starts the first two requests run twelve times slower", of_a_start=True),
+    Fault("compiles-after-ready", "after the next starts the first two requests run twenty times slower", of_a_start=True),
     Fault("impostor", "when the next starts come to their port, an old server still listens on it", of_a_start=True),
     Fault("unit-flaps", "the next starts die while they load weights, and systemd starts them again and again", of_a_start=True),
     Fault("log-silent", "the next starts write nothing while they compile, but cache files appear", of_a_start=True, harmless=True),

@@ -89,7 +89,7 @@ class Startup:
 
         self._scale = self._before = 1.0 + noise.uniform(-SPREAD, SPREAD)
         if acts("random-timing"):
-            self._before, self._scale = noise.uniform(0.55, 1.05), noise.uniform(0.7, 1.1)
+            self._before, self._scale = noise.uniform(0.55, 1.05), noise.uniform(0.6, 1.0)
         extra_s = work.share * (COLD_READY_S - WARM_READY_S) - (EARLY_S if acts("port-opens-early") else 0.0)
         port_s = self._moment(_PORT_S) + extra_s * self._scale
         self._clock.fast_until(port_s - REAL_BEFORE_PORT_S)

@@ -147,13 +147,15 @@ def test_a_death_while_serving_is_told_from_the_log_of_the_newest_start() -> Non
     [
         (0, ControlState(active=False, detail="failed (failed)", restarts=0), None),
         (None, ControlState(active=False, detail="exit 1"), None),
+        (None, ControlState(active=True, pid=4711, detail="running"), None),
+        (0, ControlState(active=False, pid=4711, detail="active (running)", restarts=0), None),
         (0, ControlState(active=False, detail="activating (auto-restart)", restarts=0), "activating (auto-restart)"),
         (0, ControlState(active=True, pid=9, restarts=1), "1 time: pid 9 runs now"),
         (2, ControlState(active=False, detail="failed (failed)", restarts=5), "3 times: now failed (failed)"),
     ],
 )
 def test_a_restart_by_its_owner_is_told(before: int | None, now: ControlState, told: str | None) -> None:
-    found = deaths.restarted(before, now)
+    found = deaths.restarted(4711, before, now)
     assert (found is None) if told is None else (found is not None and told in found)
 
 

@@ -121,3 +121,21 @@ def test_the_launches_of_a_unit_come_from_systemds_own_entries(tmp_path: Path) -
     script.write_text(f"import sys\nassert '_PID=1' in sys.argv\nprint({chr(10).join(json.dumps(each) for each in entries)!r})\n")
     assert JournalLog("sglang.service", [sys.executable, "-S", str(script)]).launches() == [1000.0, 2000.0, 3000.0]
     assert JournalLog("sglang.service", ["no-such-journalctl"]).launches() == []
+
+
+def test_what_copytruncate_took_away_since_our_last_look_is_read_from_the_copy(tmp_path: Path) -> None:
+    path = tmp_path / "sglang.log"
+    path.write_text("[2026-01-02 03:04:05] first\n")
+    (tmp_path / "sglang.log.1").write_text("[2025-12-31 00:00:00] last year's, longer than what we have seen of this one\n")
+    source = log.FileLog(path)
+    _, position = source.tail_from(None)
+    with path.open("a") as file:
+        file.write("[2026-01-02 03:04:06] second\n")
+    (tmp_path / "sglang.log.1").rename(tmp_path / "sglang.log.2")
+    (tmp_path / "sglang.log.1").write_text(path.read_text())
+    os.truncate(path, 0)
+    with path.open("a") as file:
+        file.write("[2026-01-02 03:04:07] third\n")
+    text, position = source.tail_from(position)
+    assert text == "[2026-01-02 03:04:06] second\n[2026-01-02 03:04:07] third\n"
+    assert source.tail_from(position)[0] == ""

@@ -57,7 +57,7 @@ def test_a_ratio_that_is_not_known_is_inconclusive_with_the_reason() -> None:
         ([0.42, 0.42, 0.42], None, False),
         ([0.42, 0.42, 0.42, 0.42], None, True),
         ([5.0, 0.42, 0.42, 0.42], None, True),
-        ([5.0, 3.0, 0.6, 0.42], None, False),
+        ([5.0, 3.0, 0.7, 0.42], None, False),
         ([0.3, 5.0, 5.0, 5.0], None, False),
         # equally slow, but earlier starts of this run were faster
         ([5.0, 5.0, 5.0, 5.0], None, True),
