@@ -180,9 +180,10 @@ def run(argv: Sequence[str], timeout_s: float = 15.0) -> Ran:
 class Standing:
     """The processes and the port of a server just before it is stopped, to prove afterwards that nothing is left."""
 
-    def __init__(self, pid: int | None, port: int) -> None:
+    def __init__(self, pid: int | None, port: int, more: Sequence[psutil.Process] = ()) -> None:
+        """``more``: processes that belong to it without being descendants of ``pid``."""
         self.port = port
-        self.tree: list[psutil.Process] = processes.tree(pid)
+        self.tree: list[psutil.Process] = list(dict.fromkeys([*processes.tree(pid), *more]))
         inside = {each.pid for each in self.tree}
         self.listened = any(each.pid in inside for each in processes.listener(port))
 

@@ -78,6 +78,33 @@ def tree(pid: int | None) -> list[psutil.Process]:
         return []
 
 
+_CGROUPS = ("/sys/fs/cgroup", "/sys/fs/cgroup/systemd", "/sys/fs/cgroup/unified")
+"""Where the hierarchy in which systemd keeps its units is mounted: version 2, version 1, both (systemd.resource-control(5))."""
+
+
+def in_cgroup(path: str) -> list[psutil.Process]:
+    """Living processes of a unit's cgroup (``ControlGroup`` of ``systemctl show``) and of those below it, the oldest first."""
+    import psutil
+
+    pids: set[int] = set()
+    for mounted in _CGROUPS if path.strip("/") else ():
+        for folder, _, _ in os.walk(mounted + path):
+            try:
+                with open(f"{folder}/cgroup.procs", encoding="ascii") as file:
+                    pids |= {int(line) for line in file if line.strip() not in ("", "0")}
+            except (OSError, ValueError):
+                continue
+    found = []
+    for pid in pids:
+        try:
+            process = psutil.Process(pid)
+            if is_alive(process):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return sorted(found, key=lambda each: (each.create_time(), each.pid))
+
+
 def is_alive(process: psutil.Process) -> bool:
     """Whether this very process (pid and creation time) still runs; a zombie does not."""
     import psutil

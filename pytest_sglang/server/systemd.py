@@ -21,7 +21,7 @@ from pytest_sglang.server.sources import JournalLog
 _PROPERTIES = (
     "LoadState,ActiveState,SubState,Result,MainPID,NRestarts,ExecMainStartTimestampMonotonic,ExecMainCode,ExecMainStatus,ExecStart,"
     "ExecStartPre,ExecStartPost,Environment,EnvironmentFiles,User,Type,TimeoutStartUSec,TimeoutStopUSec,StandardOutput,StandardError,"
-    "StartLimitBurst,StartLimitIntervalUSec,Restart,PrivateTmp,FragmentPath"
+    "StartLimitBurst,StartLimitIntervalUSec,Restart,PrivateTmp,FragmentPath,ControlGroup"
 )
 _SPAN = {
     "us": 1e-6,
@@ -62,7 +62,7 @@ class Systemd:
         self._given = (list(systemctl) if systemctl else None, list(journalctl) if journalctl else None)
         scope = ["--user"] if self._user else []
         self._systemctl = list(systemctl or ["systemctl", *scope, "--no-pager", "--no-ask-password"])
-        self._journalctl = list(journalctl or ["journalctl", *scope, "--no-pager"])
+        self._journalctl = list(journalctl or ["journalctl", "--no-pager"])
         self._sudo = systemctl is None and not self._user and os.geteuid() != 0
         self._source: LogSource | None = None
         self._starts: list[float] = []
@@ -102,11 +102,15 @@ class Systemd:
         active, sub = shown.get("ActiveState", ""), shown.get("SubState", "")
         pid = _number(shown.get("MainPID")) or None
         started_us = _number(shown.get("ExecMainStartTimestampMonotonic"))
+        started_at = self._clock.from_monotonic(started_us / 1e6) if started_us else None
+        if sub == "exited" and not pid and (left := processes.in_cgroup(shown.get("ControlGroup", ""))):
+            # a oneshot unit whose command has put the server into the background
+            pid, started_at = left[0].pid, self._clock.from_wall(left[0].create_time())
         return ControlState(
             active=active in ("active", "activating", "reloading", "deactivating")
             and not (sub == "auto-restart" or (sub == "exited" and not pid)),
             pid=pid,
-            started_at=self._clock.from_monotonic(started_us / 1e6) if started_us else None,
+            started_at=started_at,
             restarts=_number(shown.get("NRestarts")),
             detail=f"{active} ({sub})",
             stopping=active == "deactivating",
@@ -148,10 +152,13 @@ class Systemd:
             how, _, path = shown.get(name, "").partition(":")
             if how in ("append", "file", "truncate"):
                 path = path or self._path_in_file(name)
-                return FileLog(path) if path else JournalLog(self._unit, self._journalctl)
+                return FileLog(path) if path else self._journal()
             if how != "inherit":
                 break
-        return JournalLog(self._unit, self._journalctl)
+        return self._journal()
+
+    def _journal(self) -> JournalLog:
+        return JournalLog(self._unit, self._journalctl, user=self._user)
 
     def _path_in_file(self, name: str) -> str:
         """The path of ``StandardError=append:PATH`` from the unit's files: ``systemctl show`` gives the word alone (in 252)."""
@@ -274,7 +281,7 @@ class Systemd:
 
     def stop(self, grace_s: float) -> None:
         shown = self.show()
-        standing = control.Standing(_number(shown.get("MainPID")), self._port)
+        standing = control.Standing(_number(shown.get("MainPID")), self._port, processes.in_cgroup(shown.get("ControlGroup", "")))
         stop_s = span_s(shown.get("TimeoutStopUSec", "90s"))
         ran = control.run(self._command("stop", shown), timeout_s=max(grace_s, (stop_s if stop_s is not None else grace_s)) + 15.0)
         if ran.code != 0:
