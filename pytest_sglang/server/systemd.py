@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pytest_sglang.record import units
 from pytest_sglang.record.clock import Clock
-from pytest_sglang.record.values import Finding
+from pytest_sglang.record.values import Finding, Value
 from pytest_sglang.rig.model import StartPromise
 from pytest_sglang.server import control, processes, redact
 from pytest_sglang.server.control import ControlError, ControlState, Kind
@@ -21,8 +21,13 @@ from pytest_sglang.server.sources import JournalLog
 _PROPERTIES = (
     "LoadState,ActiveState,SubState,Result,MainPID,NRestarts,ExecMainStartTimestampMonotonic,ExecMainCode,ExecMainStatus,ExecStart,"
     "ExecStartPre,ExecStartPost,Environment,EnvironmentFiles,User,Type,TimeoutStartUSec,TimeoutStopUSec,StandardOutput,StandardError,"
-    "StartLimitBurst,StartLimitIntervalUSec,Restart,PrivateTmp,FragmentPath,ControlGroup"
+    "StartLimitBurst,StartLimitIntervalUSec,Restart,PrivateTmp,FragmentPath,ControlGroup,"
+    "WantedBy,RequiredBy,RequisiteOf,BoundBy,UpheldBy,ConsistsOf,TriggeredBy"
 )
+_PINNED_BY = ("WantedBy", "RequiredBy", "RequisiteOf", "BoundBy", "UpheldBy", "ConsistsOf", "TriggeredBy")
+"""A unit that none of these refer to is unloaded when it stops, and systemd's count of its starts with it (seen with systemd 252)."""
+_STARTS_OF_A_RUN = 3
+"""A warm start, a cold one, and one with the caches put back."""
 _SPAN = {
     "us": 1e-6,
     "ms": 1e-3,
@@ -181,7 +186,7 @@ class Systemd:
                     "server.systemd in the rig file",
                 )
             ]
-        return [*self._time_out(shown, start), *self._restarts(shown), *self._private_tmp(shown)]
+        return [*self._time_out(shown, start), *self._restarts(shown), *self._start_limit(shown, start), *self._private_tmp(shown)]
 
     def _time_out(self, shown: dict[str, str], start: StartPromise | None) -> list[Finding]:
         limit_s, cold_s = span_s(shown.get("TimeoutStartUSec", "infinity")), start.cold_s if start else None
@@ -215,6 +220,33 @@ class Systemd:
             found.append(Finding(shown["Result"], "fail", self.subject, f"systemd says Result={shown['Result']}"))
         return found
 
+    def _limit(self, shown: dict[str, str]) -> StartLimit:
+        interval_s, burst = span_s(shown.get("StartLimitIntervalUSec", "0")), _number(shown.get("StartLimitBurst"))
+        interval_s = float("inf") if interval_s is None else interval_s
+        if not burst or interval_s <= 0 or not any(shown.get(name) for name in _PINNED_BY):
+            return StartLimit(0, 0.0, 0)
+        ours = sum(time.monotonic() - moment < interval_s for moment in self._starts)
+        # a stand-in for systemctl has no part in this machine's journal
+        told = 0 if self._given[0] and not self._given[1] else self._starts_in_journal(interval_s)
+        return StartLimit(burst, interval_s, max(ours, told))
+
+    def _starts_in_journal(self, interval_s: float) -> int:
+        """How often systemd says that it started the unit in the last ``interval_s``, whoever asked."""
+        prefix = "USER_" if self._user else ""
+        since = ["-b"] if interval_s == float("inf") else [f"--since=-{interval_s:.0f}s"]
+        match = [f"{prefix}UNIT={self._unit}", "SYSLOG_IDENTIFIER=systemd"]
+        ran = control.run([*self._journalctl, "-o", "json", f"--output-fields={prefix}INVOCATION_ID", *since, *match])
+        return len(set(re.findall(rf'"{prefix}INVOCATION_ID":"([0-9a-f]+)"', ran.out))) if ran.code == 0 else 0
+
+    def _start_limit(self, shown: dict[str, str], start: StartPromise | None) -> list[Finding]:
+        limit = self._limit(shown)
+        every_s = (start.warm_s if start is not None else None) or 90.0
+        planned = min(_STARTS_OF_A_RUN, 1 + int(min(limit.interval_s, 1e9) // every_s))
+        if not limit.burst or not (limit.none_to_spare or planned + 1 > limit.burst):
+            return []
+        detail = f"a run restarts it up to {planned} times in that while: {limit.describe()}; beyond it systemd refuses every start"
+        return [Finding("start-limit", "warn", self.subject, detail, f"systemctl edit {self._unit}: [Unit] StartLimitBurst=10")]
+
     def _private_tmp(self, shown: dict[str, str]) -> list[Finding]:
         if shown.get("PrivateTmp") != "yes" or "TORCHINDUCTOR_CACHE_DIR" in self.environment():
             return []
@@ -247,6 +279,12 @@ class Systemd:
             return (
                 f"unit {self.subject} is {shown.get('LoadState') or 'unknown'} (server.systemd in the rig file names another unit?)"
             )
+        limit = self._limit(shown)
+        if limit.none_to_spare:
+            return (
+                f"systemd would soon refuse every start of {self.subject} ({limit.describe()}), the owner's too; "
+                f"raise StartLimitBurst or wait (systemctl edit {self._unit})"
+            )
         if not self._sudo:
             return None
         commands = [self._command(verb, shown)[2:] for verb in ("start", "stop")]
@@ -260,24 +298,14 @@ class Systemd:
 
     def start(self) -> None:
         shown = self.show()
-        self._refuse_above_limit(shown)
         self.log_at_start = self.log().end()
+        if self._limit(shown).used_up or shown.get("Result") == "start-limit-hit":
+            # whoever may control it was told before (may_control); a server that must come back comes back
+            control.run(self._command("reset-failed", shown))
         self._starts.append(time.monotonic())
         ran = control.run(self._command("start", shown), timeout_s=60.0)
         if ran.code != 0:
             raise ControlError(f"systemctl start {self._unit} failed: {ran.err or f'exit {ran.code}'}")
-
-    def _refuse_above_limit(self, shown: dict[str, str]) -> None:
-        """Our own starts count against StartLimitBurst too, and beyond it systemd refuses the owner's next start as well."""
-        interval_s, burst = span_s(shown.get("StartLimitIntervalUSec", "0")), _number(shown.get("StartLimitBurst"))
-        if not burst or interval_s is None or interval_s <= 0:
-            return
-        recent = [moment for moment in self._starts if time.monotonic() - moment < interval_s]
-        if len(recent) + 1 >= burst and len(recent) >= 1:
-            detail = f"{len(recent)} starts in {units.duration(interval_s)}, StartLimitBurst={burst}"
-            raise ControlError(
-                f"{self.subject} is not started again: systemd would soon refuse every start ({detail}); raise StartLimitBurst"
-            )
 
     def stop(self, grace_s: float) -> None:
         shown = self.show()
@@ -287,6 +315,29 @@ class Systemd:
         if ran.code != 0:
             raise ControlError(f"systemctl stop {self._unit} failed: {ran.err or f'exit {ran.code}'}")
         standing.prove_gone(self.subject, max(5.0, grace_s))
+
+
+class StartLimit(Value, frozen=True):
+    """StartLimitBurst starts within StartLimitIntervalSec, and how many were made in the last ``interval_s``; burst 0 = no limit."""
+
+    burst: int
+    interval_s: float
+    recent: int
+
+    @property
+    def used_up(self) -> bool:
+        """systemd would refuse the next start."""
+        return self.burst > 0 and self.recent >= self.burst
+
+    @property
+    def none_to_spare(self) -> bool:
+        """After one more start none would be left to the owner (and to whoever puts things back)."""
+        return self.burst > 0 and self.recent >= 1 and self.recent + 1 >= self.burst
+
+    def describe(self) -> str:
+        """``2 starts in 60 min 00 s, StartLimitBurst=3``."""
+        while_ = "since boot" if self.interval_s == float("inf") else f"in {units.duration(self.interval_s)}"
+        return f"{self.recent} start{'' if self.recent == 1 else 's'} {while_}, StartLimitBurst={self.burst}"
 
 
 def span_s(text: str) -> float | None:

@@ -187,12 +187,33 @@ def test_a_start_that_waits_for_readiness_is_not_waited_for(unit: Make, tmp_path
 
 
 def test_starts_that_systemd_would_refuse_are_refused_before(unit: Make) -> None:
-    controller = unit(StartLimitBurst="3", StartLimitIntervalUSec="1h")
+    controller = unit(StartLimitBurst="3", StartLimitIntervalUSec="1h", WantedBy="multi-user.target")
+    for _ in range(2):
+        assert controller.may_control() is None
+        controller.start()
+        controller.stop(1.0)
+    assert "2 starts in 60 min 00 s, StartLimitBurst=3" in (controller.may_control() or "")
+    assert [each.kind for each in controller.findings(None)] == ["start-limit"]
+
+
+def test_a_server_that_must_come_back_is_not_kept_down_by_the_start_limit(unit: Make, tmp_path: Path) -> None:
+    controller = unit(StartLimitBurst="1", StartLimitIntervalUSec="infinity", RequiredBy="llm.target")
     for _ in range(2):
         controller.start()
         controller.stop(1.0)
-    with pytest.raises(ControlError, match="2 starts in 60 min 00 s, StartLimitBurst=3"):
+    verbs = [next(word for word in call if not word.startswith("-")) for call in _calls(tmp_path)]
+    assert [verb for verb in verbs if verb != "show"] == ["start", "stop", "reset-failed", "start", "stop"]
+    assert "1 start since boot" in systemd.StartLimit(1, float("inf"), 1).describe()
+
+
+def test_a_unit_that_nothing_refers_to_has_no_start_limit(unit: Make) -> None:
+    """systemd forgets it, and what it counted, when it stops."""
+    controller = unit(StartLimitBurst="1", StartLimitIntervalUSec="1h")
+    for _ in range(2):
         controller.start()
+        controller.stop(1.0)
+    assert controller.may_control() is None
+    assert controller.findings(None) == []
 
 
 def test_environment_comes_from_the_unit_and_its_files(unit: Make, tmp_path: Path) -> None:

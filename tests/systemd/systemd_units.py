@@ -56,6 +56,10 @@ class RealUnit:
             f"[Unit]\nDefaultDependencies=no\n{unit}\n[Service]\nEnvironment=HOME={folder} PYTHONDONTWRITEBYTECODE=1\n"
             f"ExecStart={exec_start or self.command}\n{service}\n"
         )
+        # as systemctl enable would: a unit that nothing refers to is unloaded, and forgotten, when it stops
+        self._wanted = self._path.parent / ("basic.target.wants" if user else "mini.target.wants") / self.file
+        self._wanted.parent.mkdir(exist_ok=True)
+        self._wanted.symlink_to(self._path)
         systemctl("daemon-reload", user=user)
 
     def controller(self, log: str | None = None) -> Systemd:
@@ -91,7 +95,8 @@ class RealUnit:
         systemctl("kill", "--signal=KILL", self.file, user=self.user, check=False)
         systemctl("stop", self.file, user=self.user, check=False)
         systemctl("reset-failed", self.file, user=self.user, check=False)
-        self._path.unlink(missing_ok=True)
+        for path in (self._wanted, self._path):
+            path.unlink(missing_ok=True)
 
 
 def user_manager() -> None:
