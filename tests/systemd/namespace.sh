@@ -40,5 +40,5 @@ done
 ln -s /dev/null /run/systemd/system/systemd-tmpfiles-clean.timer
 printf "[Unit]\nDefaultDependencies=no\nAllowIsolate=yes\nWants=systemd-journald.service\n" > /run/systemd/system/mini.target
 exec 3<&-
-container=other exec /lib/systemd/systemd --system --unit=mini.target --log-target=journal --log-level=notice
+container=other exec /lib/systemd/systemd --system --unit=mini.target --log-target=journal --log-level=info
 ' namespace "$@"
