@@ -177,6 +177,10 @@ def run(argv: Sequence[str], timeout_s: float = 15.0) -> Ran:
         return Ran(done.returncode, text[0], text[1].strip())
 
 
+GONE_S = 20.0
+"""Wall seconds that are left to processes and port when a service manager says that it has stopped the server."""
+
+
 class Standing:
     """The processes and the port of a server just before it is stopped, to prove afterwards that nothing is left."""
 

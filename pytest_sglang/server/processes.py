@@ -49,7 +49,9 @@ def _listening(pid: int) -> ListeningProcess | None:
 
     try:
         process = psutil.Process(pid)
-        created = process.create_time()
+        created = started_at_wall(pid)
+        if created is None:
+            return None
         return ListeningProcess(pid, max(0.0, time.time() - created), redact.argv(process.cmdline() or [process.name()]), created)
     except psutil.Error:
         return None
@@ -105,6 +107,27 @@ def in_cgroup(path: str) -> list[psutil.Process]:
     return sorted(found, key=lambda each: (each.create_time(), each.pid))
 
 
+def of_same_unit(pid: int | None) -> set[int]:
+    """Processes in the same unit's or container's cgroup as ``pid``, orphans included; empty where that is no cgroup of its own."""
+    import psutil
+
+    own = _cgroup(pid)
+    if not own or own in (_cgroup(os.getpid()), _cgroup(1)):
+        return set()
+    return {each for each in psutil.pids() if _cgroup(each) == own}
+
+
+def _cgroup(pid: int | None) -> str:
+    """Path in the hierarchy in which a service manager keeps its units; "" for the root or where it is hidden."""
+    try:
+        with open(f"/proc/{pid}/cgroup", encoding="utf-8") as file:
+            lines = [line.rstrip("\n").split(":", 2) for line in file]
+    except OSError:
+        return ""
+    named = [each[2] for each in lines if each[1] == "name=systemd"] or [each[2] for each in lines if not each[1]]
+    return named[0] if named and named[0] != "/" else ""
+
+
 def is_alive(process: psutil.Process) -> bool:
     """Whether this very process (pid and creation time) still runs; a zombie does not."""
     import psutil
@@ -121,13 +144,17 @@ def contains(top: int | None, pid: int) -> bool:
 
 
 def started_at_wall(pid: int) -> float | None:
-    """When the process was created, epoch seconds of the wall clock."""
-    import psutil
+    """When the process was created, epoch seconds of the wall clock as it goes now.
 
+    By its age: psutil keeps the boot time that it saw first, and a clock that was set meanwhile would shift every process.
+    """
     try:
-        return psutil.Process(pid).create_time()
-    except psutil.Error:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            ticks = int(file.read().rpartition(b")")[2].split()[19])
+    except (OSError, IndexError, ValueError):
         return None
+    age_s = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    return time.time() - max(0.0, age_s)
 
 
 def cmdline(pid: int | None) -> tuple[str, ...]:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from pytest_sglang.record import units
 from pytest_sglang.record.clock import Clock
-from pytest_sglang.record.values import Finding, Value
+from pytest_sglang.record.values import Finding
 from pytest_sglang.rig.model import StartPromise
-from pytest_sglang.server import control, processes, redact
+from pytest_sglang.server import control, processes, properties, redact
 from pytest_sglang.server.control import ControlError, ControlState, Kind
 from pytest_sglang.server.log import FileLog, LogSource
+from pytest_sglang.server.properties import StartLimit, span_s
 from pytest_sglang.server.sources import JournalLog
 
 _PROPERTIES = (
@@ -28,17 +28,6 @@ _PINNED_BY = ("WantedBy", "RequiredBy", "RequisiteOf", "BoundBy", "UpheldBy", "C
 """A unit that none of these refer to is unloaded when it stops, and systemd's count of its starts with it (seen with systemd 252)."""
 _STARTS_OF_A_RUN = 3
 """A warm start, a cold one, and one with the caches put back."""
-_SPAN = {
-    "us": 1e-6,
-    "ms": 1e-3,
-    "s": 1.0,
-    "min": 60.0,
-    "h": 3600.0,
-    "d": 86400.0,
-    "w": 604800.0,
-    "month": 2629800.0,
-    "y": 31557600.0,
-}
 _COUNTED_START_TYPES = frozenset({"notify", "notify-reload", "forking", "oneshot", "dbus"})
 """Types whose start lasts until the server says so or exits: TimeoutStartSec covers all of the start-up (systemd.service(5))."""
 _FLAPPING = 3
@@ -105,31 +94,35 @@ class Systemd:
                 active=False, detail=f"unit {self.subject} is {shown.get('LoadState') or 'unknown'}", result="unreadable"
             )
         active, sub = shown.get("ActiveState", ""), shown.get("SubState", "")
-        pid = _number(shown.get("MainPID")) or None
-        started_us = _number(shown.get("ExecMainStartTimestampMonotonic"))
+        pid = properties.number(shown.get("MainPID")) or None
+        started_us = properties.number(shown.get("ExecMainStartTimestampMonotonic"))
         started_at = self._clock.from_monotonic(started_us / 1e6) if started_us else None
         if sub == "exited" and not pid and (left := processes.in_cgroup(shown.get("ControlGroup", ""))):
             # a oneshot unit whose command has put the server into the background
-            pid, started_at = left[0].pid, self._clock.from_wall(left[0].create_time())
+            pid, started_at = left[0].pid, self._since(left[0].pid)
         return ControlState(
             active=active in ("active", "activating", "reloading", "deactivating")
             and not (sub == "auto-restart" or (sub == "exited" and not pid)),
             pid=pid,
             started_at=started_at,
-            restarts=_number(shown.get("NRestarts")),
+            restarts=properties.number(shown.get("NRestarts")),
             detail=f"{active} ({sub})",
             stopping=active == "deactivating",
             result=shown.get("Result", ""),
-            exit_code=None if pid else _exit_code(shown),
+            exit_code=None if pid else properties.exit_code(shown),
         )
+
+    def _since(self, pid: int) -> float | None:
+        created = processes.started_at_wall(pid)
+        return None if created is None else self._clock.from_wall(created)
 
     def argv(self) -> tuple[str, ...]:
         shown = self.show()
-        running = processes.cmdline(_number(shown.get("MainPID")))
+        running = processes.cmdline(properties.number(shown.get("MainPID")))
         if running:
             return running
         match = re.search(r"argv\[\]=(.*?) ;", shown.get("ExecStart", ""))
-        return redact.argv(_words(match[1])) if match else ()
+        return redact.argv(properties.words(match[1])) if match else ()
 
     def environment(self) -> dict[str, str]:
         """The environment of the running process, else what the unit gives it.
@@ -137,11 +130,11 @@ class Systemd:
         Settings of an EnvironmentFile override those of Environment= (systemd.exec(5)); HOME is that of the unit's user.
         """
         shown = self.show()
-        found = {name: value for name, _, value in (word.partition("=") for word in _words(shown.get("Environment", "")))}
+        found = {name: value for name, _, value in (word.partition("=") for word in properties.words(shown.get("Environment", "")))}
         for line in shown.get("EnvironmentFiles", "").splitlines():
-            found |= _environment_file(Path(line.partition(" (")[0]))
-        found.setdefault("HOME", _home(shown.get("User")))
-        return found | processes.environ(_number(shown.get("MainPID")))
+            found |= properties.environment_file(Path(line.partition(" (")[0]))
+        found.setdefault("HOME", properties.home(shown.get("User")))
+        return found | processes.environ(properties.number(shown.get("MainPID")))
 
     def log(self) -> LogSource:
         if self._source is None:
@@ -204,7 +197,7 @@ class Systemd:
         return [Finding("unit-timeout", "fail" if kind in _COUNTED_START_TYPES else "warn", self.subject, detail, remedy)]
 
     def _restarts(self, shown: dict[str, str]) -> list[Finding]:
-        restarts, found = _number(shown.get("NRestarts")) or 0, []
+        restarts, found = properties.number(shown.get("NRestarts")) or 0, []
         if restarts:
             detail = f"systemd restarted it {restarts} time{'s' if restarts > 1 else ''} by itself since it was started by hand"
             found.append(
@@ -221,7 +214,7 @@ class Systemd:
         return found
 
     def _limit(self, shown: dict[str, str]) -> StartLimit:
-        interval_s, burst = span_s(shown.get("StartLimitIntervalUSec", "0")), _number(shown.get("StartLimitBurst"))
+        interval_s, burst = span_s(shown.get("StartLimitIntervalUSec", "0")), properties.number(shown.get("StartLimitBurst"))
         interval_s = float("inf") if interval_s is None else interval_s
         if not burst or interval_s <= 0 or not any(shown.get(name) for name in _PINNED_BY):
             return StartLimit(0, 0.0, 0)
@@ -309,84 +302,14 @@ class Systemd:
 
     def stop(self, grace_s: float) -> None:
         shown = self.show()
-        standing = control.Standing(_number(shown.get("MainPID")), self._port, processes.in_cgroup(shown.get("ControlGroup", "")))
+        standing = control.Standing(
+            properties.number(shown.get("MainPID")), self._port, processes.in_cgroup(shown.get("ControlGroup", ""))
+        )
         stop_s = span_s(shown.get("TimeoutStopUSec", "90s"))
         ran = control.run(self._command("stop", shown), timeout_s=max(grace_s, (stop_s if stop_s is not None else grace_s)) + 15.0)
         if ran.code != 0:
             raise ControlError(f"systemctl stop {self._unit} failed: {ran.err or f'exit {ran.code}'}")
-        standing.prove_gone(self.subject, max(5.0, grace_s))
-
-
-class StartLimit(Value, frozen=True):
-    """StartLimitBurst starts within StartLimitIntervalSec, and how many were made in the last ``interval_s``; burst 0 = no limit."""
-
-    burst: int
-    interval_s: float
-    recent: int
-
-    @property
-    def used_up(self) -> bool:
-        """systemd would refuse the next start."""
-        return self.burst > 0 and self.recent >= self.burst
-
-    @property
-    def none_to_spare(self) -> bool:
-        """After one more start none would be left to the owner (and to whoever puts things back)."""
-        return self.burst > 0 and self.recent >= 1 and self.recent + 1 >= self.burst
-
-    def describe(self) -> str:
-        """``2 starts in 60 min 00 s, StartLimitBurst=3``."""
-        while_ = "since boot" if self.interval_s == float("inf") else f"in {units.duration(self.interval_s)}"
-        return f"{self.recent} start{'' if self.recent == 1 else 's'} {while_}, StartLimitBurst={self.burst}"
-
-
-def span_s(text: str) -> float | None:
-    """systemd's time span ("1min 30s", "infinity", "0") in seconds; None = infinity or not a time span."""
-    if text.strip() in ("", "infinity"):
-        return None
-    total = 0.0
-    for word in text.split():
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)([a-z]*)", word)
-        if match is None or (match[2] or "s") not in _SPAN:
-            return None
-        total += float(match[1]) * _SPAN[match[2] or "s"]
-    return total
-
-
-def _number(text: str | None) -> int:
-    return int(text) if text and text.isdigit() else 0
-
-
-def _exit_code(shown: dict[str, str]) -> int | None:
-    """ExecMainCode as in waitid(2): 1 exited, 2 killed, 3 dumped core."""
-    status = _number(shown.get("ExecMainStatus"))
-    code = shown.get("ExecMainCode", "")
-    return status if code in ("1", "exited") else -status if code in ("2", "3", "killed", "dumped") else None
-
-
-def _words(text: str) -> list[str]:
-    try:
-        return shlex.split(text)
-    except ValueError:
-        return text.split()
-
-
-def _environment_file(path: Path) -> dict[str, str]:
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return {}
-    pairs = (line.partition("=") for line in lines if "=" in line and not line.lstrip().startswith(("#", ";")))
-    return {name.strip(): " ".join(_words(value)) for name, _, value in pairs}
-
-
-def _home(user: str | None) -> str:
-    import pwd
-
-    try:
-        return pwd.getpwnam(user or "root").pw_dir
-    except KeyError:
-        return "/root"
+        standing.prove_gone(self.subject, min(control.GONE_S, max(2.0, grace_s)))
 
 
 def _me() -> str:

@@ -27,6 +27,8 @@ class RunOptions(Value, frozen=True, kw_only=True):
     keep_cold_cache: bool = False
     report_dir: Path = Path("reports")
     log: str | None = None
+    drain_s: float = 0.0
+    """Seconds for which somebody else's requests are waited for before the server is stopped."""
     faults: tuple[str, ...] = ()
     simulated_dir: Path | None = None
 

@@ -148,6 +148,8 @@ class CheckScope:
     def conclude(self) -> None:
         """Compare, and raise CheckFailed or Inconclusive with measured, limit and cause."""
         said, self.judgements = self.judgements, []
+        for startup in self.startups:
+            self.judge(starting.stopped_before(startup))
         for wanted in self.wanted:
             if isinstance(wanted, ReadyWithin):
                 self.judge(starting.ready_within(wanted, self))

@@ -121,6 +121,14 @@ def compiled(startup: Startup, start: StartPromise, *, cold: bool, server: Any) 
     return out
 
 
+def stopped_before(startup: Startup) -> list[Judgement]:
+    """A start that followed on a stop of this run which did not go as it should."""
+    bad = tuple(each for each in startup.findings if each.kind == "sigterm-ignored")
+    if not bad:
+        return []
+    return [Judgement(verdict="fail", message=f"{each.subject}: {each.detail}", cause=each.detail, findings=bad) for each in bad]
+
+
 def startup_numbers(startup: Startup) -> dict[str, Measurement]:
     """The measured names of run.json for a start."""
     diff = startup.cache_diff

@@ -74,6 +74,11 @@ class Config:
         return WRONG_MODEL if "wrong-model" in self.faults else MODEL
 
     @property
+    def stop_timeout_s(self) -> float:
+        """TimeoutStopSec of the unit, wall seconds."""
+        return 5.0 if "sigterm-ignored" in self.faults else 90.0
+
+    @property
     def dead_pairs(self) -> tuple[tuple[int, int], ...]:
         """Bridges whose links are inactive."""
         return (DEAD_PAIR,) if "nvlink-dead" in self.faults else ()

@@ -45,6 +45,8 @@ SERVER: dict[str, dict[str, str]] = {
         warm_restart="server-identity",
         cold_start="server-identity",
     ),
+    "sigterm-ignored": row(warm_restart="fail", cold_start="fail"),
+    "orphaned-scheduler": row(warm_restart="fail", cold_start="warm-restart"),
     "early-stop": row(ready="fail", decode_throughput="ready", warm_restart="ready", cold_start="ready"),
 }
 
@@ -59,6 +61,8 @@ CAUSES: dict[str, dict[str, str]] = {
     "dies-loading": {"warm-restart": "OutOfMemoryError"},
     "wrong-model": {"server-identity": "model"},
     "early-stop": {"ready": "13"},
+    "sigterm-ignored": {"warm-restart": "SIGTERM", "cold-start": "SIGTERM"},
+    "orphaned-scheduler": {"warm-restart": "sglang::scheduler"},
 }
 """What the failing check's message or cause must name."""
 

@@ -34,6 +34,18 @@ def say(text: str) -> None:
     sys.stderr.flush()
 
 
+def load(path: str) -> tuple[int, int]:
+    """Running and waiting requests: "1 2" without a file, none where the named file is not there, else what stands in it."""
+    if not path:
+        return 1, 2
+    try:
+        with open(path) as file:
+            running, waiting = map(int, file.read().split())
+    except (OSError, ValueError):
+        return 0, 0
+    return running, waiting
+
+
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     options: argparse.Namespace
@@ -74,7 +86,8 @@ class Handler(BaseHTTPRequestHandler):
             }
             return self.answer(200, {**info, "api_key": "sesame", "version": "0.5.11", "internal_states": [info]})
         if self.path == "/v1/loads":
-            return self.answer(200, {"loads": [{"num_running_reqs": 1, "num_waiting_reqs": 2}]})
+            running, waiting = load(options.load_file)
+            return self.answer(200, {"loads": [{"num_running_reqs": running, "num_waiting_reqs": waiting}]})
         if self.path == "/asked":
             return self.answer(200, self.asked)
         return self.answer(404, {"detail": "Not Found"})
@@ -105,6 +118,7 @@ def main() -> None:
     parser.add_argument("--orphan", action="store_true")
     parser.add_argument("--ignore-term", action="store_true")
     parser.add_argument("--stamp-ready", default="")
+    parser.add_argument("--load-file", default="")
     options = parser.parse_args()
     Handler.options = options
     if options.ignore_term:

@@ -14,7 +14,8 @@ from pytest_sglang.record.clock import SystemClock
 from pytest_sglang.rig.model import ServerPromise, StartPromise
 from pytest_sglang.server import control, systemd
 from pytest_sglang.server.control import ControlError
-from pytest_sglang.server.systemd import Systemd, span_s
+from pytest_sglang.server.properties import StartLimit, span_s
+from pytest_sglang.server.systemd import Systemd
 
 # a stand-in for systemctl on one unit: properties in a JSON file, start and stop of a real process
 TOOL = """
@@ -203,7 +204,7 @@ def test_a_server_that_must_come_back_is_not_kept_down_by_the_start_limit(unit: 
         controller.stop(1.0)
     verbs = [next(word for word in call if not word.startswith("-")) for call in _calls(tmp_path)]
     assert [verb for verb in verbs if verb != "show"] == ["start", "stop", "reset-failed", "start", "stop"]
-    assert "1 start since boot" in systemd.StartLimit(1, float("inf"), 1).describe()
+    assert "1 start since boot" in StartLimit(1, float("inf"), 1).describe()
 
 
 def test_a_unit_that_nothing_refers_to_has_no_start_limit(unit: Make) -> None:

@@ -42,7 +42,8 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
     try:
         plain = namespace.call(lambda: _reports(item))
     except RuntimeError as error:
-        call = pytest.CallInfo.from_call(lambda: pytest.fail(str(error), pytrace=False), "call")
+        why = str(error)
+        call = pytest.CallInfo.from_call(lambda: pytest.fail(why, pytrace=False), "call")
         item.ihook.pytest_runtest_logreport(report=item.ihook.pytest_runtest_makereport(item=item, call=call))
     else:
         for each in plain:

@@ -130,7 +130,9 @@ def _why_not() -> str | None:
     if os.geteuid() != 0:
         return "booting systemd in a namespace needs root"
     tried = subprocess.run(
-        ["unshare", "--pid", "--fork", "--mount", "--mount-proc", "--uts", "--ipc", "--cgroup", "true"], capture_output=True, text=True
+        ["unshare", "--pid", "--fork", "--mount", "--mount-proc", "--uts", "--ipc", "--cgroup", "true"],
+        capture_output=True,
+        text=True,
     )
     return None if tried.returncode == 0 else f"unshare was refused: {tried.stderr.strip()}"
 

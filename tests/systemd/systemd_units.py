@@ -43,7 +43,17 @@ def free_port() -> int:
 class RealUnit:
     """``service`` and ``unit`` are lines of those sections; ``options`` go to the server. ``exec_start`` in place of it."""
 
-    def __init__(self, folder: Path, name: str, service: str = "", unit: str = "", options: str = "", *, exec_start: str = "", user: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        service: str = "",
+        unit: str = "",
+        options: str = "",
+        *,
+        exec_start: str = "",
+        user: bool = False,
+    ) -> None:
         self.folder, self.user = folder, user
         self.file = f"{name}.service"
         self.name = f"user:{self.file}" if user else self.file

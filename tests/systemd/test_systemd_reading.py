@@ -67,9 +67,9 @@ def test_the_journal_is_read_whole_and_followed(make_unit: Make, tmp_path: Path)
     log = tmp_path / "lines.sh"
     log.write_text(
         "printf '[2026-11-27 10:00:00] server_args=ServerArgs(a=1)\\n'\n"
-        "printf 'Capturing batches (bs=4):  25%%%%|##5  | 1/4\\rCapturing batches (bs=2): 100%%%%|#####| 4/4\\n' >&2\n"
+        "printf 'Capturing batches (bs=4):  25%%|##5  | 1/4\\rCapturing batches (bs=2): 100%%|#####| 4/4\\n' >&2\n"
         "printf 'an umlaut \\303\\274, a broken byte \\377, a bell \\007\\n'\n"
-        "while [ ! -e %s/go ]; do sleep 0.05; done; echo later; exec sleep 60\n" % tmp_path
+        f"while [ ! -e {tmp_path}/go ]; do sleep 0.05; done; echo later; exec sleep 60\n"
     )
     unit = make_unit(exec_start=f"/bin/sh {log}")
     systemctl("start", unit.file)
@@ -150,7 +150,9 @@ def test_what_a_stop_leaves_of_the_unit_is_named(make_unit: Make) -> None:
 
 def test_an_orphan_of_the_unit_is_found_in_its_cgroup(make_unit: Make) -> None:
     """Re-parented before the stop, it is nobody's descendant any more; SIGTERM does not end it, and SendSIGKILL=no spares it."""
-    unit = make_unit("Type=forking\nSendSIGKILL=no\nTimeoutStopSec=1\nTimeoutStartSec=20", options="--fork --orphan --open-after 0.1")
+    unit = make_unit(
+        "Type=forking\nSendSIGKILL=no\nTimeoutStopSec=1\nTimeoutStartSec=20", options="--fork --orphan --open-after 0.1"
+    )
     pid = unit.start()
     assert pid
     os.kill(pid, signal.SIGSTOP)  # it cannot end its tree itself
