@@ -60,11 +60,21 @@ class Container:
             pid=state.get("Pid") or None,
             started_at=self._started_at(state.get("StartedAt")),
             restarts=found.get("RestartCount"),
+            inner_port=self._inner_port(found) if running else None,
             detail=str(state.get("Status") or ("running" if running else "stopped")),
             result="oom-kill" if state.get("OOMKilled") else "" if running or code is None else self._result(code),
             # an exit code above 128 is how the engine writes a signal
             exit_code=128 - code if isinstance(code, int) and code > 128 else code,
         )
+
+    def _inner_port(self, found: dict[str, Any]) -> int | None:
+        """Which port of the container is published as the url's: ``{"30000/tcp": [{"HostIp": "", "HostPort": "8001"}]}``."""
+        ports = (found.get("NetworkSettings") or {}).get("Ports") or {}
+        for inner, outer in ports.items():
+            number, _, protocol = str(inner).partition("/")
+            if protocol in ("", "tcp") and any(str(each.get("HostPort")) == str(self._port) for each in outer or []):
+                return int(number)
+        return None
 
     def _result(self, code: int) -> str:
         return "timeout" if self._killed and code == 137 else "success" if code == 0 else "exit-code"

@@ -37,6 +37,8 @@ class ControlState(Value, frozen=True, kw_only=True):
     detail: str = ""
     stopping: bool | None = None
     """Its owner has been asked to stop it and is at it; None = not told."""
+    inner_port: int | None = None
+    """The port of its own network namespace to which its owner maps the url's (a container's published port)."""
     result: str = ""
     """How it ended: ``success``, ``exit-code``, ``signal``, ``oom-kill``, ``start-limit-hit`` ...; ``unreadable``: not known."""
     exit_code: int | None = None

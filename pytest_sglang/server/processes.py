@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from pytest_sglang.record.values import Value
-from pytest_sglang.server import redact
+from pytest_sglang.server import redact, sockets
 
 if TYPE_CHECKING:
     import psutil
@@ -26,12 +26,17 @@ class ListeningProcess(Value, frozen=True):
         return f"pid {self.pid} (running for {self.age_s:.0f} s): {' '.join(self.cmdline)[:200]}"
 
 
-def listener(port: int) -> list[ListeningProcess]:
-    """Who listens on ``port`` on this machine; empty when nobody does or the process belongs to another user and is hidden."""
+def listener(port: int, host: str | None = None) -> list[ListeningProcess]:
+    """Who listens on ``port`` on this machine; empty when nobody does or the process belongs to another user and is hidden.
+
+    With ``host`` only who is reached there: another server may listen on the same port of another address.
+    """
     import psutil
 
     try:
-        pids = {each.pid for each in _listeners(port) if each.pid}
+        found = _listeners(port)
+        reached = sockets.reached((each.laddr.ip for each in found), sockets.addresses(host) if host else frozenset())
+        pids = {each.pid for each in found if each.pid and each.laddr.ip.removeprefix("::ffff:") in reached}
     except (psutil.Error, OSError):
         return []
     return [process for pid in sorted(pids) if (process := _listening(pid)) is not None]
@@ -55,6 +60,13 @@ def _listening(pid: int) -> ListeningProcess | None:
         return ListeningProcess(pid, max(0.0, time.time() - created), redact.argv(process.cmdline() or [process.name()]), created)
     except psutil.Error:
         return None
+
+
+def listening_inside(pid: int | None, port: int) -> list[ListeningProcess]:
+    """Processes of the tree of ``pid`` that listen on ``port`` in their own network namespace (a container's)."""
+    found = [each.pid for each in tree(pid)]
+    holding = sockets.holders(sockets.listening(port, pid), found) if found else []
+    return [process for each in holding if (process := _listening(each)) is not None]
 
 
 def port_is_taken(port: int) -> bool:

@@ -212,7 +212,23 @@ class Deployment:
         from pytest_sglang.server import identity
 
         promise = self.server.promise
-        return identity.identify(promise.url, promise, self.controller.state(), self.plane, self.clock, self.server.asked_at)
+        return identity.identify(
+            promise.url,
+            promise,
+            self.controller.state(),
+            self.plane,
+            self.clock,
+            self.server.asked_at,
+            log_text=self._log_of_newest_start,
+            argv=self.controller.argv(),
+        )
+
+    def _log_of_newest_start(self) -> str:
+        from pytest_sglang.server import log as logs
+        from pytest_sglang.server import start
+
+        lines = start.select(logs.split(self.log.read()), self.controller.state().started_at)
+        return "\n".join(line.text for line in lines)
 
     def take_fingerprint(self) -> None:
         """Keep what this run is made on; again whenever another server process answers."""

@@ -236,6 +236,14 @@ def identity(found: Identity, promise: ServerPromise, deployment: Deployment) ->
             measured=measured,
             findings=found.findings,
         )
+    if found.unproved:
+        return Judgement(
+            verdict="inconclusive",
+            message=found.unproved,
+            inconclusive_because="who answers is not proved",
+            measured=measured,
+            findings=found.findings,
+        )
     hidden = [name for name in ("tp", "torch_compile") if getattr(promise, name) is not None and getattr(found, name) is None]
     if hidden:
         reasons = "; ".join(found.unreadable) or "/server_info does not tell"

@@ -269,8 +269,9 @@ class SglangServer:
         scope = self._deployment.scope
         level = scope.power_w if scope is not None else None
         wrong = [finding for finding in self.identity(fresh=True).findings if finding.severity == "fail"]
-        if wrong:
-            raise Inconclusive(f"not measured: {wrong[0].detail}", because="server-identity")
+        if wrong or self.identity().unproved:
+            why = wrong[0].detail if wrong else self.identity().unproved
+            raise Inconclusive(f"not measured: {why}", because="server-identity")
         self._deployment.power.require(level)
         before = self._deployment.controller.state().pid
         result = window.measure(self._deployment, streams=streams, output_tokens=output_tokens, rounds=rounds)
