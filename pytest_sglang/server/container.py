@@ -53,13 +53,15 @@ class Container:
         if isinstance(found, str):
             return ControlState(active=False, detail=found, result="unreadable")
         state = found.get("State") or {}
-        running = bool(state.get("Running"))
+        # between two deaths Docker says Running and Restarting at once, with no process
+        running = bool(state.get("Running")) and not state.get("Restarting")
         code = None if running else state.get("ExitCode")
         return ControlState(
             active=running,
             pid=state.get("Pid") or None,
             started_at=self._started_at(state.get("StartedAt")),
             restarts=found.get("RestartCount"),
+            stopping=True if state.get("Status") == "stopping" else None,
             inner_port=self._inner_port(found) if running else None,
             detail=str(state.get("Status") or ("running" if running else "stopped")),
             result="oom-kill" if state.get("OOMKilled") else "" if running or code is None else self._result(code),
@@ -107,7 +109,9 @@ class Container:
         # the engine sends SIGKILL when the time is up; SGLang's own end may be a SIGKILL too, but a sooner one
         self._killed = time.monotonic() - begun >= seconds
         if ran.code != 0:
-            raise ControlError(f"{self._cli[0]} stop {self.subject} failed: {ran.err or f'exit {ran.code}'}")
+            raise ControlError(
+                f"{self._cli[0]} stop {self.subject} failed: {ran.err or f'exit {ran.code}'}", under_way=ran.code is None
+            )
         standing.prove_gone(self.subject, min(control.GONE_S, max(2.0, grace_s)))
 
     def environment(self) -> dict[str, str]:

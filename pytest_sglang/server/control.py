@@ -25,6 +25,11 @@ Kind = Literal["systemd", "command", "container", "attach"]
 class ControlError(Exception):
     """A start or stop that did not work; the message says what was tried and what stands in the way."""
 
+    def __init__(self, message: str, *, under_way: bool = False) -> None:
+        super().__init__(message)
+        self.under_way = under_way
+        """It may still come to an end: the tool that was asked has not answered in time, or something of the server is left."""
+
 
 class ControlState(Value, frozen=True, kw_only=True):
     """What is known of the server's main process now. ``started_at`` in rig time (epoch seconds); None = not known."""
@@ -200,7 +205,8 @@ class Standing:
         if left:
             names = ", ".join(processes.describe(each) for each in left)
             raise ControlError(
-                f"{subject} was stopped, but still alive after {timeout_s:.0f} s: {names} (they may hold GPU memory)"
+                f"{subject} was stopped, but still alive after {timeout_s:.0f} s: {names} (they may hold GPU memory)",
+                under_way=True,
             )
         while self.listened and processes.port_is_taken(self.port):
             if time.monotonic() > deadline + 2.0:

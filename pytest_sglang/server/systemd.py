@@ -308,7 +308,7 @@ class Systemd:
         stop_s = span_s(shown.get("TimeoutStopUSec", "90s"))
         ran = control.run(self._command("stop", shown), timeout_s=max(grace_s, (stop_s if stop_s is not None else grace_s)) + 15.0)
         if ran.code != 0:
-            raise ControlError(f"systemctl stop {self._unit} failed: {ran.err or f'exit {ran.code}'}")
+            raise ControlError(f"systemctl stop {self._unit} failed: {ran.err or f'exit {ran.code}'}", under_way=ran.code is None)
         standing.prove_gone(self.subject, min(control.GONE_S, max(2.0, grace_s)))
 
 

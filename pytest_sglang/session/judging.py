@@ -254,7 +254,9 @@ def identity(found: Identity, promise: ServerPromise, deployment: Deployment) ->
             measured=measured,
             findings=found.findings,
         )
-    message = f"{found.model} on {promise.url}" + (f", pid {found.pid}" if found.pid is not None else "")
+    message = f"{found.model} on {promise.url}" + (f", pid {found.pid}" if found.pid is not None else ", its process not seen")
+    if not (promise.systemd or promise.command or promise.container):
+        message += " (attached to only: whose process that is, is not checked)"
     return Judgement(verdict="pass", message=message, quantity="model", measured=measured, limit=limit, findings=found.findings)
 
 

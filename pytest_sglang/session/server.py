@@ -147,6 +147,8 @@ class SglangServer:
         had = {"unknown": "how the running server started cannot be told from its log"}.get(
             last.kind, f"the running server's start was a {last.kind} one"
         )
+        if self._deployment.controller.kind == "attach":
+            raise NotChecked(f"{had}, and none can be made: {self._deployment.controller.may_control()}")
         raise NotChecked(f"{had}; a {kind} start is made with {flag} only")
 
     def _restart_cold(self) -> Startup:

@@ -25,7 +25,8 @@ def classified(startup: Startup) -> Startup:
     if diff is None and tuned is None:
         kind = startup.kind
     elif not compiled:
-        kind = "warm"
+        # no log, and caches without an entry (they may be another machine's, or another user's): nothing to tell it by
+        kind = "warm" if tuned is not None or (diff is not None and diff.before_entries) else startup.kind
     else:
         kind = "cold" if diff is None or diff.before_entries == 0 or not diff.new_variants else "partial"
         if diff is not None and diff.before_entries:

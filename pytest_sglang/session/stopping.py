@@ -87,8 +87,10 @@ def stop(deployment: Deployment, grace_s: float | None = None) -> tuple[Finding,
     try:
         controller.stop(deployment.stop_grace_s if grace_s is None else grace_s)
     except ControlError as error:
+        if not error.under_way:
+            deployment.stop_asked = None
         left = held.left() if held is not None else []
-        raise ControlError(f"{error}; {'; '.join(left)}" if left else str(error)) from None
+        raise ControlError(f"{error}; {'; '.join(left)}" if left else str(error), under_way=error.under_way) from None
     finally:
         deployment.progress(None)
     deployment.stop_asked = None

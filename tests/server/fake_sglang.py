@@ -117,10 +117,13 @@ def main() -> None:
     parser.add_argument("--child", action="store_true")
     parser.add_argument("--orphan", action="store_true")
     parser.add_argument("--ignore-term", action="store_true")
+    parser.add_argument("--exit-on-term", action="store_true")
     parser.add_argument("--stamp-ready", default="")
     parser.add_argument("--load-file", default="")
     options = parser.parse_args()
     Handler.options = options
+    if options.exit_on_term:
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     if options.ignore_term:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if options.child or options.orphan:

@@ -256,7 +256,7 @@ def test_memory_that_stays_fails_the_stop(clock: Clock) -> None:
 @pytest.mark.usefixtures("listed")
 def test_a_survivor_is_told_with_what_it_holds(clock: Clock) -> None:
     def survives() -> None:
-        raise ControlError("sglang.service was stopped, but still alive after 20 s: pid 4711 (sglang::scheduler)")
+        raise ControlError("sglang.service was stopped, but still alive after 20 s: pid 4711 (sglang::scheduler)", under_way=True)
 
     seen = deployment(controller=Controller(RUNNING, stop=survives), cards=server(21 * GIB))
     with pytest.raises(ControlError, match=r"pid 4711 \(sglang::scheduler\); pid 4711 \(unknown\) holds 20.0 GiB each on GPU 0, 1"):
