@@ -10,6 +10,13 @@ SIMULATED = "simulated"
 """``--rig=simulated``: the packaged six-3090 promise on the embedded simulated hardware."""
 
 
+class BaselineWish(Value, frozen=True, kw_only=True):
+    """``--sglang-baseline``: save this run under ``name``, or compare it with the one of that name."""
+
+    save: bool
+    name: str
+
+
 class RunOptions(Value, frozen=True, kw_only=True):
     """Settings of one run. Nothing is stopped and nothing is changed unless ``allow_restart``, ``allow_cold`` or ``set_power``."""
 
@@ -29,6 +36,9 @@ class RunOptions(Value, frozen=True, kw_only=True):
     log: str | None = None
     drain_s: float = 0.0
     """Seconds for which somebody else's requests are waited for before the server is stopped."""
+    baseline: BaselineWish | None = None
+    output_format: str | None = None
+    """"github", "plain", or None: as the surroundings tell."""
     faults: tuple[str, ...] = ()
     simulated_dir: Path | None = None
 
