@@ -196,7 +196,19 @@ class Standing:
         self.port = port
         self.tree: list[psutil.Process] = list(dict.fromkeys([*processes.tree(pid), *more]))
         inside = {each.pid for each in self.tree}
-        self.listened = any(each.pid in inside for each in processes.listener(port))
+        before = processes.bound(port)
+        self.ours = frozenset(ip for ip, holder in before if holder in inside)
+        """Addresses on which it listens."""
+        self._others = frozenset(before) - {(ip, holder) for ip, holder in before if holder in inside}
+
+    def taken_by(self) -> list[str]:
+        """Who listens where the server did; another server on the same port of another address is none of its business."""
+        wild = bool(self.ours & {"0.0.0.0", "::"})
+        now = [(ip, holder) for ip, holder in processes.bound(self.port) if ip in self.ours or wild]
+        known = {each.pid: str(each) for each in processes.listener(self.port)}
+        return [
+            known.get(holder or 0, "a process that is hidden from us") for ip, holder in now if (ip, holder) not in self._others
+        ]
 
     def prove_gone(self, subject: str, timeout_s: float) -> None:
         """Raise ControlError unless every process is gone and the port free within ``timeout_s`` (wall)."""
@@ -208,8 +220,9 @@ class Standing:
                 f"{subject} was stopped, but still alive after {timeout_s:.0f} s: {names} (they may hold GPU memory)",
                 under_way=True,
             )
-        while self.listened and processes.port_is_taken(self.port):
+        while holders := self.taken_by():
             if time.monotonic() > deadline + 2.0:
-                holder = "; ".join(str(each) for each in processes.listener(self.port)) or "a process that is hidden from us"
-                raise ControlError(f"{subject} was stopped, but port {self.port} is still taken by {holder}")
+                raise ControlError(
+                    f"{subject} was stopped, but port {self.port} is still taken by {'; '.join(sorted(set(holders)))}"
+                )
             time.sleep(0.05)

@@ -69,6 +69,16 @@ def listening_inside(pid: int | None, port: int) -> list[ListeningProcess]:
     return [process for each in holding if (process := _listening(each)) is not None]
 
 
+def bound(port: int) -> set[tuple[str, int | None]]:
+    """Address and pid of everybody who listens on ``port``; pid None = hidden from us."""
+    import psutil
+
+    try:
+        return {(each.laddr.ip, each.pid) for each in _listeners(port)}
+    except (psutil.Error, OSError):
+        return set()
+
+
 def port_is_taken(port: int) -> bool:
     """Whether anybody listens on ``port``, also where the process itself is hidden from us."""
     import psutil

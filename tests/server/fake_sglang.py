@@ -12,7 +12,7 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-BOOT = """server_args=ServerArgs(model_path='{model}', enable_torch_compile=True, device='cuda', api_key='sesame')
+BOOT = """server_args=ServerArgs(model_path='{model}', random_seed={seed}, enable_torch_compile=True, device='cuda', api_key='sesame')
 Init torch distributed begin.
 Init torch distributed ends. elapsed=0.01 s, mem usage=0.09 GB
 Load weight begin. avail mem=139.13 GB
@@ -51,6 +51,7 @@ class Handler(BaseHTTPRequestHandler):
     options: argparse.Namespace
     ready = threading.Event()
     asked: list[tuple[float, str]] = []
+    seed = int.from_bytes(os.urandom(4), "little")
 
     def log_message(self, *_: object) -> None:
         return
@@ -79,6 +80,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.path == "/server_info":
             info = {
                 "model_path": options.model,
+                "random_seed": self.seed,
                 "tp_size": 1,
                 "enable_torch_compile": True,
                 "disable_cuda_graph": False,
@@ -130,7 +132,7 @@ def main() -> None:
         code = "import signal,time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(300)"
         subprocess.Popen([sys.executable, "-S", "-c", code], start_new_session=options.orphan)
     for line in BOOT:
-        say(line.replace("{model}", options.model))
+        say(line.replace("{model}", options.model).replace("{seed}", str(Handler.seed)))
     if options.fault == "exits":
         sys.exit(3)
     if options.fault == "dies":

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -332,17 +333,38 @@ def test_ports_of_urls() -> None:
     assert [control.port_of(url) for url in ("http://h:81/x", "http://h", "https://h")] == [81, 80, 443]
 
 
-def test_a_port_that_stays_taken_by_another_is_named(tmp_path: Path) -> None:
-    import socket
+def test_a_port_that_is_taken_over_by_another_is_named() -> None:
+    """Somebody listens where the server did, as soon as it is gone; who was on another address before is left out."""
+    code = (
+        "import socket,sys,time; s=socket.socket(); s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1); "
+        "s.bind(('127.0.0.1', int(sys.argv[1]))); s.listen(); print(s.getsockname()[1], flush=True); time.sleep(60)"
+    )
 
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        server.listen()
-        number = server.getsockname()[1]
-        child = subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(9)"])
-        standing = control.Standing(child.pid, number)
-        standing.listened = True
-        child.kill()
-        child.wait()
-        with pytest.raises(ControlError, match=f"port {number} is still taken by pid {os.getpid()}"):
-            standing.prove_gone("x", -1.9)
+    def listen(number: int = 0) -> subprocess.Popen[str]:
+        made = subprocess.Popen([sys.executable, "-S", "-c", code, str(number)], stdout=subprocess.PIPE, text=True)
+        assert made.stdout is not None
+        ports.append(int(made.stdout.readline()))
+        return made
+
+    ports: list[int] = []
+    server = listen()
+    with socket.socket() as elsewhere:
+        elsewhere.bind(("127.0.0.2", ports[0]))
+        elsewhere.listen()
+        standing = control.Standing(server.pid, ports[0])
+        another = listen(ports[0])
+        try:
+            server.kill()
+            server.wait()
+            with pytest.raises(
+                ControlError, match=f"x was stopped, but port {ports[0]} is still taken by pid {another.pid} "
+            ) as caught:
+                standing.prove_gone("x", -1.9)
+            assert str(os.getpid()) not in str(caught.value)
+        finally:
+            another.kill()
+            another.wait()
+        standing.prove_gone("x", 5.0)
+    for each in (server, another):
+        assert each.stdout is not None
+        each.stdout.close()
