@@ -47,8 +47,11 @@ class Held:
         self._levels = dict(levels or {})
         self._before = {card.uuid: on_card(card, self.pids) for card in self._cards}
 
-    def left(self) -> list[str]:
-        """What is still held now, one phrase a process or card; [] = nothing that can be seen. Raises GpuLost."""
+    def left(self, *, sure: bool = False) -> list[str]:
+        """What is still held now, one phrase a process or card; [] = nothing that can be seen. Raises GpuLost.
+
+        ``sure``: without cards whose processes the driver has hidden all along: more memory there may be somebody else's.
+        """
         now = [on_card(card, self.pids) for card in self._cards]
         held: dict[tuple[int, int | None], list[int]] = {}
         for each in now:
@@ -59,7 +62,7 @@ class Held:
             f"on GPU {', '.join(map(str, on))}"
             for (pid, used), on in held.items()
         ]
-        return [*told, *(phrase for each in now for phrase in self._nobody_s(each))]
+        return [*told, *(phrase for each in now if not sure or self._before[each.uuid].ours for phrase in self._nobody_s(each))]
 
     def _nobody_s(self, now: OnCard) -> list[str]:
         if now.ours:

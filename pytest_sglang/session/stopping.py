@@ -119,21 +119,22 @@ def _cards_free(deployment: Deployment, held: Held) -> tuple[Finding, ...]:
 
     deadline = time.monotonic() + deployment.gpu_free_s
     try:
-        while left := held.left():
-            if time.monotonic() > deadline:
-                raise ControlError(
-                    f"{deployment.controller.subject} was stopped, but its GPU memory is not free after "
-                    f"{deployment.gpu_free_s:.0f} s: {'; '.join(left)}"
-                )
+        while (left := held.left()) and time.monotonic() < deadline:
             time.sleep(0.2)
-        unproved = held.unproved()
-        deployment.idle_levels = held.levels()
+        if sure := held.left(sure=True) if left else []:
+            raise ControlError(
+                f"{deployment.controller.subject} was stopped, but its GPU memory is not free after "
+                f"{deployment.gpu_free_s:.0f} s: {'; '.join(sure)}"
+            )
+        unproved = [*left, *held.unproved()]
+        if not left:
+            deployment.idle_levels = held.levels()
     except GpuLost as lost:
-        unproved = [str(lost)]
+        left, unproved = [], [str(lost)]
     if not unproved:
         return ()
     detail = f"that its GPU memory is free after the stop is not proved: {'; '.join(unproved)}"
-    return (Finding("gpu-memory-unproved", "info", deployment.controller.subject, detail),)
+    return (Finding("gpu-memory-unproved", "warn" if left else "info", deployment.controller.subject, detail),)
 
 
 def levels(hardware: Hardware) -> dict[str, int]:

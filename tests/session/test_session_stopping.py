@@ -200,6 +200,7 @@ def test_without_a_list_only_a_known_level_proves_anything() -> None:
     known = Held([card], [4711], {"GPU-3": GIB})  # type: ignore[list-item]
     assert known.unproved() == []
     assert known.left() == ["20.0 GiB of it are still taken on GPU 3, by no process that the driver shows"]
+    assert known.left(sure=True) == [], "it may be somebody else's: the driver hides whose"
     assert Held([Card(0)], [4711]).unproved() == ["GPU 0: the driver showed none of its processes before the stop"]  # type: ignore[list-item]
 
 
@@ -270,6 +271,17 @@ def test_what_is_not_proved_is_said(clock: Clock) -> None:
     (finding,) = stopping.stop(seen)
     assert (finding.kind, finding.severity) == ("gpu-memory-unproved", "info")
     assert "GPU 0: no; no" in finding.detail
+
+
+@pytest.mark.usefixtures("listed")
+def test_more_memory_of_nobody_knows_whom_is_told_and_no_failure(clock: Clock) -> None:
+    seen = deployment(controller=Controller(RUNNING, ENDED), cards=(Card(0, 21 * GIB, ()),))
+    seen.idle_levels = {"GPU-0": GIB}
+    (finding,) = stopping.stop(seen)
+    assert (finding.kind, finding.severity) == ("gpu-memory-unproved", "warn")
+    assert "20.0 GiB of it are still taken on GPU 0" in finding.detail
+    assert clock.now > 109, "it was given its time"
+    assert seen.idle_levels == {"GPU-0": GIB}
 
 
 def test_a_server_that_had_to_be_killed_is_a_finding(clock: Clock) -> None:
