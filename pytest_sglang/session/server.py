@@ -41,7 +41,6 @@ class SglangServer:
         """Rig time at which this run asked for the newest start; what answers must have been started after that."""
         self._stopped: ControlState | None = None
         """The server just before this run stopped it."""
-        self._stop_findings: tuple[Finding, ...] = ()
 
     @property
     def url(self) -> str:
@@ -107,17 +106,21 @@ class SglangServer:
             stopping.until_quiet(deployment)
         if not deployment.controller.run_owned and deployment.stopped_entry is None and deployment.started_entry is None:
             # the pid tells, when the run has died, a server that is still to stop from one that was started again
-            found = {"active": True, "pid": deployment.controller.state().pid}
+            before = {"active": True, "pid": deployment.controller.state().pid}
             deployment.stopped_entry = deployment.journal.record(
-                "server", deployment.controller.subject, found, {"active": False}, deployment.controller.description()
+                "server", deployment.controller.subject, before, {"active": False}, deployment.controller.description()
             )
         self._stopped = deployment.controller.state()
         try:
-            self._stop_findings = stopping.stop(deployment)
+            found = stopping.stop(deployment)
         except ControlError:
             self.lost_by = self._check_id("stop")
             raise
-        deployment.recorder.findings(self._stop_findings)
+        scope = deployment.scope
+        told = tuple(each for each in found if scope is None or each.severity != "fail")
+        deployment.recorder.findings(told)
+        if scope is not None:
+            scope.stops += [each for each in found if each not in told]
         self._forget()
 
     def restart(self) -> Startup:
@@ -186,10 +189,7 @@ class SglangServer:
             self.lost_by = self._check_id(label)
             raise
         diff = deployment.kernels.added_since(before)
-        stop_findings, self._stop_findings = self._stop_findings, ()
-        startup = starting.classified(
-            msgspec.structs.replace(startup, cache_diff=diff, findings=(*startup.findings, *stop_findings))
-        )
+        startup = starting.classified(msgspec.structs.replace(startup, cache_diff=diff))
         self.lost_by = None
         self.history.append(startup)
         self._last_start = startup

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -9,7 +10,7 @@ import msgspec
 from pytest_sglang.judge import causes, limits
 from pytest_sglang.judge.verdict import Judgement, inconclusive
 from pytest_sglang.record.run import Measurement
-from pytest_sglang.record.values import Startup
+from pytest_sglang.record.values import Finding, Startup
 from pytest_sglang.rig.model import StartPromise
 
 if TYPE_CHECKING:
@@ -122,12 +123,11 @@ def compiled(startup: Startup, start: StartPromise, *, cold: bool, server: Any) 
     return out
 
 
-def stopped_before(startup: Startup) -> list[Judgement]:
-    """A start that followed on a stop of this run which did not go as it should."""
-    bad = tuple(each for each in startup.findings if each.kind == "sigterm-ignored")
-    if not bad:
-        return []
-    return [Judgement(verdict="fail", message=f"{each.subject}: {each.detail}", cause=each.detail, findings=bad) for each in bad]
+def stopped(found: Sequence[Finding]) -> list[Judgement]:
+    """Stops of a check that did not go as they should, each a failure."""
+    return [
+        Judgement(verdict="fail", message=f"{each.subject}: {each.detail}", cause=each.detail, findings=(each,)) for each in found
+    ]
 
 
 def startup_numbers(startup: Startup) -> dict[str, Measurement]:

@@ -185,7 +185,7 @@ def test_a_command_of_the_run_s_own_ends_with_it(opened: Opened, port: int, monk
     deployment.server.ensure_running()
     assert deployment.plane.running_requests() == 3
     pid = deployment.controller.state().pid
-    deployment.server.stop()
+    deployment.server.stop()  # in no check: the run's own finding
     found = deployment.recorder.run.findings
     assert [each.kind for each in found] == ["sigterm-ignored"]
     assert pid is not None
