@@ -36,22 +36,28 @@ def port() -> int:
 
 
 @pytest.fixture
-def engine(tmp_path: Path, port: int) -> Iterator[list[str]]:
+def nothing_left(tmp_path: Path) -> Iterator[None]:
+    """Its container is ended after everything else: closing a run may have started it again."""
+    yield
+    if (tmp_path / "engine").exists():
+        try:
+            os.kill(container_pid(tmp_path / "engine"), signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+
+
+@pytest.fixture
+def engine(tmp_path: Path, port: int, nothing_left: None) -> list[str]:
     """A container that serves."""
-    folder = tmp_path / "engine"
-    cli = make_engine(folder, port)
+    cli = make_engine(tmp_path / "engine", port)
     subprocess.run([*cli, "start"], check=True)
     serves(port)
-    yield cli
-    try:
-        os.kill(container_pid(folder), signal.SIGKILL)
-    except ProcessLookupError:
-        pass
+    return cli
 
 
 @pytest.fixture
 def opened(
-    tmp_path: Path, port: int, state: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+    tmp_path: Path, port: int, state: Path, nothing_left: None, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> Iterator[Opened]:
     """Open a run on a rig file with this owner; it is closed in the end."""
     made: list[Deployment] = []
