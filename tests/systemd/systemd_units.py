@@ -102,11 +102,16 @@ class RealUnit:
             until(lambda: plane.health() == 200, within_s)
 
     def remove(self) -> None:
-        systemctl("kill", "--signal=KILL", self.file, user=self.user, check=False)
-        systemctl("stop", self.file, user=self.user, check=False)
+        systemctl("stop", "--no-block", self.file, user=self.user, check=False)
+        # its ExecStop, too, is killed
+        until(lambda: self._killed(), 20)
         systemctl("reset-failed", self.file, user=self.user, check=False)
         for path in (self._wanted, self._path):
             path.unlink(missing_ok=True)
+
+    def _killed(self) -> bool:
+        systemctl("kill", "--signal=KILL", self.file, user=self.user, check=False)
+        return self.shown("ActiveState") in ("inactive", "failed")
 
 
 def user_manager() -> None:
