@@ -23,7 +23,7 @@ number=4; for keep; do eval "exec $number< \"\$keep\""; number=$((number + 1)); 
 # Without these four mounts systemd-tmpfiles would EMPTY the real /tmp of this machine.
 for dir in /run /tmp /var/tmp /var/log; do mount -t tmpfs tmpfs "$dir"; done
 number=4; for keep; do
-  mkdir -p "$keep"; mount --rbind "/proc/self/fd/$number" "$keep"; eval "exec $number<&-"; number=$((number + 1))
+  mkdir -p "$keep"; mount --no-canonicalize --rbind "/proc/self/fd/$number" "$keep"; eval "exec $number<&-"; number=$((number + 1))
 done
 if [ -f /sys/fs/cgroup/cgroup.controllers ]; then
   mount -t cgroup2 cgroup2 /sys/fs/cgroup
