@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from pytest_sglang.gpu.card import Card
-from pytest_sglang.gpu.processes import process_name
 from pytest_sglang.gpu.readings import Missing
 from pytest_sglang.record.values import Value
 
@@ -54,11 +53,13 @@ class Held:
         """
         now = [on_card(card, self.pids) for card in self._cards]
         held: dict[tuple[int, int | None], list[int]] = {}
-        for each in now:
+        names: dict[int, str] = {}
+        for card, each in zip(self._cards, now, strict=True):
             for pid, used in each.ours.items():
                 held.setdefault((pid, used), []).append(each.index)
+                names[pid] = names.get(pid) or card.process_name(pid)
         told = [
-            f"pid {pid} ({process_name(pid)}) holds {'memory' if used is None else _gib(used)}{' each' if len(on) > 1 else ''} "
+            f"pid {pid} ({names[pid]}) holds {'memory' if used is None else _gib(used)}{' each' if len(on) > 1 else ''} "
             f"on GPU {', '.join(map(str, on))}"
             for (pid, used), on in held.items()
         ]

@@ -118,7 +118,7 @@ def _properties(unit: Unit) -> dict[str, str]:
     config, state, clock = unit.config, unit.state(), RigClock(unit.config.directory)
     return {
         "Type": "simple",
-        "Restart": "no",
+        "Restart": unit.restart,
         "PIDFile": "",
         "TimeoutStartUSec": "30min",
         "TimeoutStopUSec": _span(config.stop_timeout_s),

@@ -43,6 +43,9 @@ class Card:
     def memory_used_bytes(self) -> Any:
         return self.used
 
+    def process_name(self, pid: int) -> str:
+        return "python"
+
     def processes(self) -> Any:
         return self.listed if isinstance(self.listed, Missing) else list(self.listed)
 
@@ -165,10 +168,10 @@ def server(used: int, pid: int = 4711, ours: int | None = 20 * GIB) -> tuple[Car
 def test_memory_that_a_process_keeps_is_told_with_pid_and_cards() -> None:
     cards = server(21 * GIB)
     held = Held(cards, [4711])  # type: ignore[arg-type]
-    assert held.left() == ["pid 4711 (unknown) holds 20.0 GiB each on GPU 0, 1"]
+    assert held.left() == ["pid 4711 (python) holds 20.0 GiB each on GPU 0, 1"]
     cards[0].listed = ()
     cards[0].used = GIB
-    assert held.left() == ["pid 4711 (unknown) holds 20.0 GiB on GPU 1"]
+    assert held.left() == ["pid 4711 (python) holds 20.0 GiB on GPU 1"]
 
 
 def test_memory_that_nobody_shows_is_seen_by_the_level_before() -> None:
@@ -207,7 +210,7 @@ def test_without_a_list_only_a_known_level_proves_anything() -> None:
 def test_a_driver_that_hides_sizes_still_shows_the_process() -> None:
     card = Card(0, 21 * GIB, [GpuProcess(4711, None, "compute")])
     held = Held([card], [4711])  # type: ignore[list-item]
-    assert held.left() == ["pid 4711 (unknown) holds memory on GPU 0"]
+    assert held.left() == ["pid 4711 (python) holds memory on GPU 0"]
     card.listed = ()
     assert held.left() == []
     assert on_card(card, frozenset({1})).ours == {}  # type: ignore[arg-type]
@@ -249,7 +252,7 @@ def test_a_stop_waits_until_the_driver_has_freed_the_memory(clock: Clock) -> Non
 def test_memory_that_stays_fails_the_stop(clock: Clock) -> None:
     seen = deployment(controller=Controller(RUNNING, ENDED), cards=server(21 * GIB))
     with pytest.raises(
-        ControlError, match=r"GPU memory is not free after 10 s: pid 4711 \(unknown\) holds 20.0 GiB each on GPU 0, 1"
+        ControlError, match=r"GPU memory is not free after 10 s: pid 4711 \(python\) holds 20.0 GiB each on GPU 0, 1"
     ):
         stopping.stop(seen)
 
@@ -260,7 +263,7 @@ def test_a_survivor_is_told_with_what_it_holds(clock: Clock) -> None:
         raise ControlError("sglang.service was stopped, but still alive after 20 s: pid 4711 (sglang::scheduler)", under_way=True)
 
     seen = deployment(controller=Controller(RUNNING, stop=survives), cards=server(21 * GIB))
-    with pytest.raises(ControlError, match=r"pid 4711 \(sglang::scheduler\); pid 4711 \(unknown\) holds 20.0 GiB each on GPU 0, 1"):
+    with pytest.raises(ControlError, match=r"pid 4711 \(sglang::scheduler\); pid 4711 \(python\) holds 20.0 GiB each on GPU 0, 1"):
         stopping.stop(seen)
     assert seen.stop_asked == RUNNING, "it may still be under way"
 
