@@ -86,7 +86,8 @@ def identify(
         )
     names, model = _names(plane, arguments, unreadable)
     tp, compiled = arguments.get("tp_size"), _torch_compile(arguments)
-    findings += _promises(server, names, model, tp, compiled, arguments)
+    who = f" ({listening[0]})" if listening else ""
+    findings += _promises(server, names, model, tp, compiled, arguments, who)
     pid = next((each.pid for each in listening if not _is_proxy(each)), controller_state.pid)
     return Identity(
         local=local,
@@ -241,13 +242,22 @@ def _graphs_off(arguments: dict[str, Any]) -> bool:
 
 
 def _promises(
-    server: ServerPromise, names: tuple[str, ...], model: str | None, tp: object, compiled: bool | None, arguments: dict[str, Any]
+    server: ServerPromise,
+    names: tuple[str, ...],
+    model: str | None,
+    tp: object,
+    compiled: bool | None,
+    arguments: dict[str, Any],
+    who: str,
 ) -> list[Finding]:
-    """The promised model, served name, tensor parallel size and torch.compile, against what the server says of itself."""
+    """The promised model, served name, tensor parallel size and torch.compile, against what the server says of itself.
+
+    ``who``: its process, its age and its command line, in brackets.
+    """
     found = []
     subject = server.url
     if server.model is not None and model is not None and model.rstrip("/") != server.model.rstrip("/"):
-        found.append(Finding("wrong-model", "fail", subject, f"model {model} is served, promised is {server.model}"))
+        found.append(Finding("wrong-model", "fail", subject, f"model {model} is served, promised is {server.model}{who}"))
     if server.served_name is not None and names and server.served_name not in names:
         detail = f"served name {', '.join(names)}, promised is {server.served_name}"
         found.append(Finding("wrong-served-name", "fail", subject, detail, f"--served-model-name {server.served_name}"))

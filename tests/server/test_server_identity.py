@@ -119,6 +119,8 @@ def test_a_broken_promise_is_a_finding(
     found = _identify(listening, info, **promised)
     assert [(each.kind, each.severity) for each in found.findings] == [(kind, "fail")]
     assert detail in found.findings[0].detail
+    if kind == "wrong-model":
+        assert f"(pid {os.getpid()} (running for" in found.findings[0].detail
 
 
 def test_disabled_decode_graphs_are_normal_on_the_cpu_engine(listening: str) -> None:
