@@ -35,6 +35,7 @@ OPTIONS: tuple[_Option, ...] = (
     _Option("--power", "power level(s) in watts at which the rig is judged, e.g. 250 or 250,390", None, "W[,W]"),
     _Option("--rig", "rig file, or a packaged one (six-3090), or 'simulated'", None, "PATH"),
     _Option("--sglang-url", "the server's URL instead of the rig file's", None, "URL"),
+    _Option("--sglang-drain", "wait so long for other people's requests to end before a restart, e.g. 10m", None, "TIME"),
     _Option("--sglang-set-power", "set the power level, and put it back afterwards; without it the level is only verified", False),
     _Option("--sglang-allow-restart", "allow the server to be restarted through its controller", False),
     _Option("--sglang-allow-cold", "allow a cold start: caches set aside, restarted, put back (implies restarts)", False),
@@ -112,6 +113,21 @@ def power_levels(text: str | None) -> tuple[float, ...]:
     return tuple(levels)
 
 
+def drain_s(text: str | None) -> float:
+    """``"10m"`` -> 600.0; none: 0.0. Raises UsageError for anything that is no time."""
+    from pytest_sglang.record import units
+
+    if text is None:
+        return 0.0
+    try:
+        seconds = units.parse(text, "s")
+    except units.UnitError:
+        seconds = -1.0
+    if seconds < 0:
+        raise pytest.UsageError(f"--sglang-drain={text}: not a time (write e.g. --sglang-drain=10m)")
+    return seconds
+
+
 def _percent(flag: str, text: str) -> float:
     """``"5"`` or ``"5 %"`` -> 5.0. Raises UsageError for anything that is not above 0 and below 100."""
     from pytest_sglang.record import units
@@ -154,6 +170,7 @@ def run_options(config: pytest.Config) -> RunOptions:
         keep_cold_cache=bool(got["sglang_keep_cold_cache"]),
         report_dir=config.rootpath / Path(got["sglang_report_dir"]),
         log=got["sglang_log"],
+        drain_s=drain_s(got["sglang_drain"]),
         baseline=wish,
         output_format=got["sglang_format"],
         faults=faults,

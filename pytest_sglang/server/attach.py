@@ -73,4 +73,9 @@ class Attach:
         return TextLog("", name="no log", why="the rig file names no log (server.log)")
 
     def findings(self, start: StartPromise | None) -> list[Finding]:
-        return []
+        detail = (
+            "it is attached to only: whether this process is the one that its owner started, whether it restarted by itself, and its "
+            "owner's time-outs are not checked"
+        )
+        remedy = "name its owner in the rig file: server.systemd, server.container or server.command"
+        return [Finding("attach-only", "info", self.subject, detail, remedy)]

@@ -92,7 +92,7 @@ class Command:
             return ControlState(
                 active=False, started_at=started_at, detail="gone together with its reaper", result="signal", exit_code=-9
             )
-        result = "success" if code == 0 else "signal" if code < 0 else "exit-code"
+        result = "timeout" if status.get("killed") else "success" if code == 0 else "signal" if code < 0 else "exit-code"
         return ControlState(active=False, started_at=started_at, detail=exit_text(code), result=result, exit_code=code)
 
     def _runs(self, status: dict[str, Any]) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import time
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
@@ -30,6 +31,7 @@ class Container:
         self.subject = name
         self.log_at_start: object | None = None
         self._url, self._port, self._clock, self._promised_log = url, control.port_of(url), clock, log
+        self._killed = False
         self._given = list(cli) if cli else None
         self._cli = self._given or [next((each for each in ("docker", "podman") if shutil.which(each)), "docker")]
 
@@ -51,24 +53,33 @@ class Container:
         if isinstance(found, str):
             return ControlState(active=False, detail=found, result="unreadable")
         state = found.get("State") or {}
-        running = bool(state.get("Running"))
+        # between two deaths Docker says Running and Restarting at once, with no process
+        running = bool(state.get("Running")) and not state.get("Restarting")
         code = None if running else state.get("ExitCode")
         return ControlState(
             active=running,
             pid=state.get("Pid") or None,
             started_at=self._started_at(state.get("StartedAt")),
             restarts=found.get("RestartCount"),
+            stopping=True if state.get("Status") == "stopping" else None,
+            inner_port=self._inner_port(found) if running else None,
             detail=str(state.get("Status") or ("running" if running else "stopped")),
-            result="oom-kill"
-            if state.get("OOMKilled")
-            else ""
-            if running or code is None
-            else "success"
-            if code == 0
-            else "exit-code",
+            result="oom-kill" if state.get("OOMKilled") else "" if running or code is None else self._result(code),
             # an exit code above 128 is how the engine writes a signal
             exit_code=128 - code if isinstance(code, int) and code > 128 else code,
         )
+
+    def _inner_port(self, found: dict[str, Any]) -> int | None:
+        """Which port of the container is published as the url's: ``{"30000/tcp": [{"HostIp": "", "HostPort": "8001"}]}``."""
+        ports = (found.get("NetworkSettings") or {}).get("Ports") or {}
+        for inner, outer in ports.items():
+            number, _, protocol = str(inner).partition("/")
+            if protocol in ("", "tcp") and any(str(each.get("HostPort")) == str(self._port) for each in outer or []):
+                return int(number)
+        return None
+
+    def _result(self, code: int) -> str:
+        return "timeout" if self._killed and code == 137 else "success" if code == 0 else "exit-code"
 
     def _started_at(self, stamp: str | None) -> float | None:
         # nanoseconds are more digits than Python reads; the year 1 means never
@@ -86,16 +97,22 @@ class Container:
 
     def start(self) -> None:
         self.log_at_start = self.log().end()
+        self._killed = False
         ran = control.run([*self._cli, "start", self.subject], timeout_s=60.0)
         if ran.code != 0:
             raise ControlError(f"{self._cli[0]} start {self.subject} failed: {ran.err or f'exit {ran.code}'}")
 
     def stop(self, grace_s: float) -> None:
         standing = control.Standing(self.state().pid, self._port)
-        ran = control.run([*self._cli, "stop", "-t", str(max(1, round(grace_s))), self.subject], timeout_s=grace_s + 30.0)
+        seconds, begun = max(1, round(grace_s)), time.monotonic()
+        ran = control.run([*self._cli, "stop", "-t", str(seconds), self.subject], timeout_s=grace_s + 30.0)
+        # the engine sends SIGKILL when the time is up; SGLang's own end may be a SIGKILL too, but a sooner one
+        self._killed = time.monotonic() - begun >= seconds
         if ran.code != 0:
-            raise ControlError(f"{self._cli[0]} stop {self.subject} failed: {ran.err or f'exit {ran.code}'}")
-        standing.prove_gone(self.subject, max(5.0, grace_s))
+            raise ControlError(
+                f"{self._cli[0]} stop {self.subject} failed: {ran.err or f'exit {ran.code}'}", under_way=ran.code is None
+            )
+        standing.prove_gone(self.subject, min(control.GONE_S, max(2.0, grace_s)))
 
     def environment(self) -> dict[str, str]:
         """Its environment; paths in it are paths inside the container."""

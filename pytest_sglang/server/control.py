@@ -25,6 +25,11 @@ Kind = Literal["systemd", "command", "container", "attach"]
 class ControlError(Exception):
     """A start or stop that did not work; the message says what was tried and what stands in the way."""
 
+    def __init__(self, message: str, *, under_way: bool = False) -> None:
+        super().__init__(message)
+        self.under_way = under_way
+        """It may still come to an end: the tool that was asked has not answered in time, or something of the server is left."""
+
 
 class ControlState(Value, frozen=True, kw_only=True):
     """What is known of the server's main process now. ``started_at`` in rig time (epoch seconds); None = not known."""
@@ -37,6 +42,8 @@ class ControlState(Value, frozen=True, kw_only=True):
     detail: str = ""
     stopping: bool | None = None
     """Its owner has been asked to stop it and is at it; None = not told."""
+    inner_port: int | None = None
+    """The port of its own network namespace to which its owner maps the url's (a container's published port)."""
     result: str = ""
     """How it ended: ``success``, ``exit-code``, ``signal``, ``oom-kill``, ``start-limit-hit`` ...; ``unreadable``: not known."""
     exit_code: int | None = None
@@ -177,14 +184,31 @@ def run(argv: Sequence[str], timeout_s: float = 15.0) -> Ran:
         return Ran(done.returncode, text[0], text[1].strip())
 
 
+GONE_S = 20.0
+"""Wall seconds that are left to processes and port when a service manager says that it has stopped the server."""
+
+
 class Standing:
     """The processes and the port of a server just before it is stopped, to prove afterwards that nothing is left."""
 
-    def __init__(self, pid: int | None, port: int) -> None:
+    def __init__(self, pid: int | None, port: int, more: Sequence[psutil.Process] = ()) -> None:
+        """``more``: processes that belong to it without being descendants of ``pid``."""
         self.port = port
-        self.tree: list[psutil.Process] = processes.tree(pid)
+        self.tree: list[psutil.Process] = list(dict.fromkeys([*processes.tree(pid), *more]))
         inside = {each.pid for each in self.tree}
-        self.listened = any(each.pid in inside for each in processes.listener(port))
+        before = processes.bound(port)
+        self.ours = frozenset(ip for ip, holder in before if holder in inside)
+        """Addresses on which it listens."""
+        self._others = frozenset(before) - {(ip, holder) for ip, holder in before if holder in inside}
+
+    def taken_by(self) -> list[str]:
+        """Who listens where the server did; another server on the same port of another address is none of its business."""
+        wild = bool(self.ours & {"0.0.0.0", "::"})
+        now = [(ip, holder) for ip, holder in processes.bound(self.port) if ip in self.ours or wild]
+        known = {each.pid: str(each) for each in processes.listener(self.port)}
+        return [
+            known.get(holder or 0, "a process that is hidden from us") for ip, holder in now if (ip, holder) not in self._others
+        ]
 
     def prove_gone(self, subject: str, timeout_s: float) -> None:
         """Raise ControlError unless every process is gone and the port free within ``timeout_s`` (wall)."""
@@ -193,10 +217,12 @@ class Standing:
         if left:
             names = ", ".join(processes.describe(each) for each in left)
             raise ControlError(
-                f"{subject} was stopped, but still alive after {timeout_s:.0f} s: {names} (they may hold GPU memory)"
+                f"{subject} was stopped, but still alive after {timeout_s:.0f} s: {names} (they may hold GPU memory)",
+                under_way=True,
             )
-        while self.listened and processes.port_is_taken(self.port):
+        while holders := self.taken_by():
             if time.monotonic() > deadline + 2.0:
-                holder = "; ".join(str(each) for each in processes.listener(self.port)) or "a process that is hidden from us"
-                raise ControlError(f"{subject} was stopped, but port {self.port} is still taken by {holder}")
+                raise ControlError(
+                    f"{subject} was stopped, but port {self.port} is still taken by {'; '.join(sorted(set(holders)))}"
+                )
             time.sleep(0.05)

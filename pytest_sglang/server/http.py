@@ -30,6 +30,21 @@ class Unreadable(Value, frozen=True):
         return False
 
 
+class Load(Value, frozen=True, kw_only=True):
+    """How many requests a server has at this moment."""
+
+    running: int
+    waiting: int
+
+    @property
+    def total(self) -> int:
+        """Both together: a request that waits is as much somebody's as one that runs."""
+        return self.running + self.waiting
+
+    def __str__(self) -> str:
+        return f"{self.running} running, {self.waiting} waiting"
+
+
 class Answer(Value, frozen=True):
     """An HTTP answer: status, body, seconds from sending to the last byte."""
 
@@ -174,19 +189,38 @@ class ControlPlane:
 
     # --- busy? -------------------------------------------------------------------------------------------------------------
 
-    def running_requests(self) -> int | None:
-        """Requests that run or wait, over all data-parallel ranks: from ``/v1/loads``, else from the metrics, else None."""
+    def load(self) -> Load | Unreadable:
+        """Requests that run and that wait, summed over all data-parallel ranks: from ``/v1/loads``, else from the metrics."""
         found = self._json("/v1/loads")
         loads = [] if isinstance(found, Unreadable) else found.get("loads")
-        if isinstance(loads, list) and loads:
-            counts = [each.get(key) for each in loads if isinstance(each, dict) for key in ("num_running_reqs", "num_waiting_reqs")]
-            known = [count for count in counts if isinstance(count, (int, float))]
-            if counts and len(known) == len(counts):
-                return int(sum(known))
+        ranks = [each for each in loads if isinstance(each, dict)] if isinstance(loads, list) else []
+        counts = [[each.get(key) for each in ranks] for key in ("num_running_reqs", "num_waiting_reqs")]
+        known = [[each for each in found if isinstance(each, (int, float))] for found in counts]
+        if ranks and known == counts:
+            return Load(running=int(sum(known[0])), waiting=int(sum(known[1])))
         metrics = self.metrics()
-        if metrics is None or "sglang:num_running_reqs" not in metrics:
-            return None
-        return int(metrics["sglang:num_running_reqs"] + metrics.get("sglang:num_queue_reqs", 0.0))
+        if metrics is not None and "sglang:num_running_reqs" in metrics:
+            return Load(running=int(metrics["sglang:num_running_reqs"]), waiting=int(metrics.get("sglang:num_queue_reqs", 0.0)))
+        return found if isinstance(found, Unreadable) else Unreadable(f"{self.url}/v1/loads: no number of requests in the answer")
+
+    def running_requests(self) -> int | None:
+        """Requests that run or wait; None = not known."""
+        load = self.load()
+        return None if isinstance(load, Unreadable) else load.total
+
+    def refuses(self) -> bool:
+        """Nobody accepts connections there: then no request can be running."""
+        import socket
+        from urllib.parse import urlsplit
+
+        parts = urlsplit(self.url)
+        try:
+            with socket.create_connection((parts.hostname or "127.0.0.1", parts.port or 80), timeout=2.0):
+                return False
+        except ConnectionRefusedError:
+            return True
+        except OSError:
+            return False
 
     def metrics(self) -> dict[str, float] | None:
         """Prometheus samples summed over their labels, those with a ``phase`` or ``mode`` also apart: ``name{phase="x"}``.

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from pytest_sglang.record.values import Value
-from pytest_sglang.server import redact
+from pytest_sglang.server import redact, sockets
 
 if TYPE_CHECKING:
     import psutil
@@ -26,12 +26,17 @@ class ListeningProcess(Value, frozen=True):
         return f"pid {self.pid} (running for {self.age_s:.0f} s): {' '.join(self.cmdline)[:200]}"
 
 
-def listener(port: int) -> list[ListeningProcess]:
-    """Who listens on ``port`` on this machine; empty when nobody does or the process belongs to another user and is hidden."""
+def listener(port: int, host: str | None = None) -> list[ListeningProcess]:
+    """Who listens on ``port`` on this machine; empty when nobody does or the process belongs to another user and is hidden.
+
+    With ``host`` only who is reached there: another server may listen on the same port of another address.
+    """
     import psutil
 
     try:
-        pids = {each.pid for each in _listeners(port) if each.pid}
+        found = _listeners(port)
+        reached = sockets.reached((each.laddr.ip for each in found), sockets.addresses(host) if host else frozenset())
+        pids = {each.pid for each in found if each.pid and each.laddr.ip.removeprefix("::ffff:") in reached}
     except (psutil.Error, OSError):
         return []
     return [process for pid in sorted(pids) if (process := _listening(pid)) is not None]
@@ -49,10 +54,29 @@ def _listening(pid: int) -> ListeningProcess | None:
 
     try:
         process = psutil.Process(pid)
-        created = process.create_time()
+        created = started_at_wall(pid)
+        if created is None:
+            return None
         return ListeningProcess(pid, max(0.0, time.time() - created), redact.argv(process.cmdline() or [process.name()]), created)
     except psutil.Error:
         return None
+
+
+def listening_inside(pid: int | None, port: int) -> list[ListeningProcess]:
+    """Processes of the tree of ``pid`` that listen on ``port`` in their own network namespace (a container's)."""
+    found = [each.pid for each in tree(pid)]
+    holding = sockets.holders(sockets.listening(port, pid), found) if found else []
+    return [process for each in holding if (process := _listening(each)) is not None]
+
+
+def bound(port: int) -> set[tuple[str, int | None]]:
+    """Address and pid of everybody who listens on ``port``; pid None = hidden from us."""
+    import psutil
+
+    try:
+        return {(each.laddr.ip, each.pid) for each in _listeners(port)}
+    except (psutil.Error, OSError):
+        return set()
 
 
 def port_is_taken(port: int) -> bool:
@@ -78,6 +102,54 @@ def tree(pid: int | None) -> list[psutil.Process]:
         return []
 
 
+_CGROUPS = ("/sys/fs/cgroup", "/sys/fs/cgroup/systemd", "/sys/fs/cgroup/unified")
+"""Where the hierarchy in which systemd keeps its units is mounted: version 2, version 1, both (systemd.resource-control(5))."""
+
+
+def in_cgroup(path: str) -> list[psutil.Process]:
+    """Living processes of a unit's cgroup (``ControlGroup`` of ``systemctl show``) and of those below it, the oldest first."""
+    import psutil
+
+    pids: set[int] = set()
+    for mounted in _CGROUPS if path.strip("/") else ():
+        for folder, _, _ in os.walk(mounted + path):
+            try:
+                with open(f"{folder}/cgroup.procs", encoding="ascii") as file:
+                    pids |= {int(line) for line in file if line.strip() not in ("", "0")}
+            except (OSError, ValueError):
+                continue
+    found = []
+    for pid in pids:
+        try:
+            process = psutil.Process(pid)
+            if is_alive(process):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return sorted(found, key=lambda each: (each.create_time(), each.pid))
+
+
+def of_same_unit(pid: int | None) -> set[int]:
+    """Processes in the same unit's or container's cgroup as ``pid``, orphans included; empty where that is no cgroup of its own."""
+    import psutil
+
+    own = _cgroup(pid)
+    if not own or own in (_cgroup(os.getpid()), _cgroup(1)):
+        return set()
+    return {each for each in psutil.pids() if _cgroup(each) == own}
+
+
+def _cgroup(pid: int | None) -> str:
+    """Path in the hierarchy in which a service manager keeps its units; "" for the root or where it is hidden."""
+    try:
+        with open(f"/proc/{pid}/cgroup", encoding="utf-8") as file:
+            lines = [line.rstrip("\n").split(":", 2) for line in file]
+    except OSError:
+        return ""
+    named = [each[2] for each in lines if each[1] == "name=systemd"] or [each[2] for each in lines if not each[1]]
+    return named[0] if named and named[0] != "/" else ""
+
+
 def is_alive(process: psutil.Process) -> bool:
     """Whether this very process (pid and creation time) still runs; a zombie does not."""
     import psutil
@@ -94,13 +166,17 @@ def contains(top: int | None, pid: int) -> bool:
 
 
 def started_at_wall(pid: int) -> float | None:
-    """When the process was created, epoch seconds of the wall clock."""
-    import psutil
+    """When the process was created, epoch seconds of the wall clock as it goes now.
 
+    By its age: psutil keeps the boot time that it saw first, and a clock that was set meanwhile would shift every process.
+    """
     try:
-        return psutil.Process(pid).create_time()
-    except psutil.Error:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            ticks = int(file.read().rpartition(b")")[2].split()[19])
+    except (OSError, IndexError, ValueError):
         return None
+    age_s = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    return time.time() - max(0.0, age_s)
 
 
 def cmdline(pid: int | None) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ Run as a file by ``command.Command`` (standard library only: it must start fast 
 Standard input is a pipe from the run: the first line is a JSON object {argv, env, cwd, log, status, grace_s}; "stop SECONDS" ends
 the tree with that grace; the end of the pipe (the run is gone) or SIGTERM ends it with ``grace_s``. Being a child subreaper
 (prctl PR_SET_CHILD_SUBREAPER) it inherits orphaned schedulers, so that none can slip away. It writes ``status``, a JSON object
-{reaper_pid, pid, started, exit_status, ended, left}, anew at every change; ``exit_status`` is negative for a signal.
+{reaper_pid, pid, started, exit_status, ended, left, killed}, anew at every change; ``exit_status`` is negative for a signal.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ def main() -> int:
         "exit_status": None,
         "ended": None,
         "left": [],
+        "killed": False,
     }
     pid, executed = _launch(order, libc)
     status.update(pid=pid, started=time.time())
@@ -146,6 +147,8 @@ def _end(order: dict[str, Any], status: dict[str, Any], grace_s: float) -> int:
                 _signal(pid, signal.SIGTERM)
                 _signal(pid, signal.SIGCONT)
         time.sleep(0.02)
+    # SGLang kills its own tree at the end of a stop, so its exit status alone does not tell who did it
+    status["killed"] = status["exit_status"] is None
     deadline = time.monotonic() + KILL_S
     while (left := _descendants()) and time.monotonic() < deadline:
         for pid in left:

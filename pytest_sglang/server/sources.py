@@ -21,8 +21,10 @@ LINES = 200_000
 class JournalLog:
     """A unit's journal by journalctl's JSON, which keeps lines with control characters (progress bars) whole."""
 
-    def __init__(self, unit: str, journalctl: Sequence[str] = ("journalctl", "--no-pager")) -> None:
+    def __init__(self, unit: str, journalctl: Sequence[str] = ("journalctl", "--no-pager"), *, user: bool = False) -> None:
         self._unit, self._journalctl = unit, list(journalctl)
+        # not --user: while the journal is volatile, users' entries stand in the system's (journald.conf(5), SplitMode=)
+        self._of = ["--user-unit" if user else "-u", unit]
         self.why: str | None = None
 
     def describe(self) -> str:
@@ -40,7 +42,7 @@ class JournalLog:
         return "".join(f"{line}\n" for line in lines), cursor or position
 
     def _entries(self, *arguments: str) -> tuple[list[str], str | None]:
-        ran = control.run([*self._journalctl, "-u", self._unit, "-o", "json", "--all", *arguments], timeout_s=60.0)
+        ran = control.run([*self._journalctl, *self._of, "-o", "json", "--all", *arguments], timeout_s=60.0)
         if ran.code != 0:
             self.why = f"journal of {self._unit}: {ran.err or f'journalctl ended with {ran.code}'}"
             return [], None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,27 +12,22 @@ from pytest_sglang.record import units
 from pytest_sglang.record.clock import Clock
 from pytest_sglang.record.values import Finding
 from pytest_sglang.rig.model import StartPromise
-from pytest_sglang.server import control, processes, redact
+from pytest_sglang.server import control, processes, properties, redact
 from pytest_sglang.server.control import ControlError, ControlState, Kind
 from pytest_sglang.server.log import FileLog, LogSource
+from pytest_sglang.server.properties import StartLimit, span_s
 from pytest_sglang.server.sources import JournalLog
 
 _PROPERTIES = (
     "LoadState,ActiveState,SubState,Result,MainPID,NRestarts,ExecMainStartTimestampMonotonic,ExecMainCode,ExecMainStatus,ExecStart,"
     "ExecStartPre,ExecStartPost,Environment,EnvironmentFiles,User,Type,TimeoutStartUSec,TimeoutStopUSec,StandardOutput,StandardError,"
-    "StartLimitBurst,StartLimitIntervalUSec,Restart,PrivateTmp,FragmentPath"
+    "StartLimitBurst,StartLimitIntervalUSec,Restart,PrivateTmp,FragmentPath,ControlGroup,"
+    "WantedBy,RequiredBy,RequisiteOf,BoundBy,UpheldBy,ConsistsOf,TriggeredBy"
 )
-_SPAN = {
-    "us": 1e-6,
-    "ms": 1e-3,
-    "s": 1.0,
-    "min": 60.0,
-    "h": 3600.0,
-    "d": 86400.0,
-    "w": 604800.0,
-    "month": 2629800.0,
-    "y": 31557600.0,
-}
+_PINNED_BY = ("WantedBy", "RequiredBy", "RequisiteOf", "BoundBy", "UpheldBy", "ConsistsOf", "TriggeredBy")
+"""A unit that none of these refer to is unloaded when it stops, and systemd's count of its starts with it (seen with systemd 252)."""
+_STARTS_OF_A_RUN = 3
+"""A warm start, a cold one, and one with the caches put back."""
 _COUNTED_START_TYPES = frozenset({"notify", "notify-reload", "forking", "oneshot", "dbus"})
 """Types whose start lasts until the server says so or exits: TimeoutStartSec covers all of the start-up (systemd.service(5))."""
 _FLAPPING = 3
@@ -62,7 +56,7 @@ class Systemd:
         self._given = (list(systemctl) if systemctl else None, list(journalctl) if journalctl else None)
         scope = ["--user"] if self._user else []
         self._systemctl = list(systemctl or ["systemctl", *scope, "--no-pager", "--no-ask-password"])
-        self._journalctl = list(journalctl or ["journalctl", *scope, "--no-pager"])
+        self._journalctl = list(journalctl or ["journalctl", "--no-pager"])
         self._sudo = systemctl is None and not self._user and os.geteuid() != 0
         self._source: LogSource | None = None
         self._starts: list[float] = []
@@ -100,27 +94,35 @@ class Systemd:
                 active=False, detail=f"unit {self.subject} is {shown.get('LoadState') or 'unknown'}", result="unreadable"
             )
         active, sub = shown.get("ActiveState", ""), shown.get("SubState", "")
-        pid = _number(shown.get("MainPID")) or None
-        started_us = _number(shown.get("ExecMainStartTimestampMonotonic"))
+        pid = properties.number(shown.get("MainPID")) or None
+        started_us = properties.number(shown.get("ExecMainStartTimestampMonotonic"))
+        started_at = self._clock.from_monotonic(started_us / 1e6) if started_us else None
+        if sub == "exited" and not pid and (left := processes.in_cgroup(shown.get("ControlGroup", ""))):
+            # a oneshot unit whose command has put the server into the background
+            pid, started_at = left[0].pid, self._since(left[0].pid)
         return ControlState(
             active=active in ("active", "activating", "reloading", "deactivating")
             and not (sub == "auto-restart" or (sub == "exited" and not pid)),
             pid=pid,
-            started_at=self._clock.from_monotonic(started_us / 1e6) if started_us else None,
-            restarts=_number(shown.get("NRestarts")),
+            started_at=started_at,
+            restarts=properties.number(shown.get("NRestarts")),
             detail=f"{active} ({sub})",
             stopping=active == "deactivating",
             result=shown.get("Result", ""),
-            exit_code=None if pid else _exit_code(shown),
+            exit_code=None if pid else properties.exit_code(shown),
         )
+
+    def _since(self, pid: int) -> float | None:
+        created = processes.started_at_wall(pid)
+        return None if created is None else self._clock.from_wall(created)
 
     def argv(self) -> tuple[str, ...]:
         shown = self.show()
-        running = processes.cmdline(_number(shown.get("MainPID")))
+        running = processes.cmdline(properties.number(shown.get("MainPID")))
         if running:
             return running
         match = re.search(r"argv\[\]=(.*?) ;", shown.get("ExecStart", ""))
-        return redact.argv(_words(match[1])) if match else ()
+        return redact.argv(properties.words(match[1])) if match else ()
 
     def environment(self) -> dict[str, str]:
         """The environment of the running process, else what the unit gives it.
@@ -128,11 +130,11 @@ class Systemd:
         Settings of an EnvironmentFile override those of Environment= (systemd.exec(5)); HOME is that of the unit's user.
         """
         shown = self.show()
-        found = {name: value for name, _, value in (word.partition("=") for word in _words(shown.get("Environment", "")))}
+        found = {name: value for name, _, value in (word.partition("=") for word in properties.words(shown.get("Environment", "")))}
         for line in shown.get("EnvironmentFiles", "").splitlines():
-            found |= _environment_file(Path(line.partition(" (")[0]))
-        found.setdefault("HOME", _home(shown.get("User")))
-        return found | processes.environ(_number(shown.get("MainPID")))
+            found |= properties.environment_file(Path(line.partition(" (")[0]))
+        found.setdefault("HOME", properties.home(shown.get("User")))
+        return found | processes.environ(properties.number(shown.get("MainPID")))
 
     def log(self) -> LogSource:
         if self._source is None:
@@ -148,10 +150,13 @@ class Systemd:
             how, _, path = shown.get(name, "").partition(":")
             if how in ("append", "file", "truncate"):
                 path = path or self._path_in_file(name)
-                return FileLog(path) if path else JournalLog(self._unit, self._journalctl)
+                return FileLog(path) if path else self._journal()
             if how != "inherit":
                 break
-        return JournalLog(self._unit, self._journalctl)
+        return self._journal()
+
+    def _journal(self) -> JournalLog:
+        return JournalLog(self._unit, self._journalctl, user=self._user)
 
     def _path_in_file(self, name: str) -> str:
         """The path of ``StandardError=append:PATH`` from the unit's files: ``systemctl show`` gives the word alone (in 252)."""
@@ -174,7 +179,7 @@ class Systemd:
                     "server.systemd in the rig file",
                 )
             ]
-        return [*self._time_out(shown, start), *self._restarts(shown), *self._private_tmp(shown)]
+        return [*self._time_out(shown, start), *self._restarts(shown), *self._start_limit(shown, start), *self._private_tmp(shown)]
 
     def _time_out(self, shown: dict[str, str], start: StartPromise | None) -> list[Finding]:
         limit_s, cold_s = span_s(shown.get("TimeoutStartUSec", "infinity")), start.cold_s if start else None
@@ -192,7 +197,7 @@ class Systemd:
         return [Finding("unit-timeout", "fail" if kind in _COUNTED_START_TYPES else "warn", self.subject, detail, remedy)]
 
     def _restarts(self, shown: dict[str, str]) -> list[Finding]:
-        restarts, found = _number(shown.get("NRestarts")) or 0, []
+        restarts, found = properties.number(shown.get("NRestarts")) or 0, []
         if restarts:
             detail = f"systemd restarted it {restarts} time{'s' if restarts > 1 else ''} by itself since it was started by hand"
             found.append(
@@ -207,6 +212,33 @@ class Systemd:
         if shown.get("Result") in ("start-limit-hit", "oom-kill"):
             found.append(Finding(shown["Result"], "fail", self.subject, f"systemd says Result={shown['Result']}"))
         return found
+
+    def _limit(self, shown: dict[str, str]) -> StartLimit:
+        interval_s, burst = span_s(shown.get("StartLimitIntervalUSec", "0")), properties.number(shown.get("StartLimitBurst"))
+        interval_s = float("inf") if interval_s is None else interval_s
+        if not burst or interval_s <= 0 or not any(shown.get(name) for name in _PINNED_BY):
+            return StartLimit(0, 0.0, 0)
+        ours = sum(time.monotonic() - moment < interval_s for moment in self._starts)
+        # a stand-in for systemctl has no part in this machine's journal
+        told = 0 if self._given[0] and not self._given[1] else self._starts_in_journal(interval_s)
+        return StartLimit(burst, interval_s, max(ours, told))
+
+    def _starts_in_journal(self, interval_s: float) -> int:
+        """How often systemd says that it started the unit in the last ``interval_s``, whoever asked."""
+        prefix = "USER_" if self._user else ""
+        since = ["-b"] if interval_s == float("inf") else [f"--since=-{interval_s:.0f}s"]
+        match = [f"{prefix}UNIT={self._unit}", "SYSLOG_IDENTIFIER=systemd"]
+        ran = control.run([*self._journalctl, "-o", "json", f"--output-fields={prefix}INVOCATION_ID", *since, *match])
+        return len(set(re.findall(rf'"{prefix}INVOCATION_ID":"([0-9a-f]+)"', ran.out))) if ran.code == 0 else 0
+
+    def _start_limit(self, shown: dict[str, str], start: StartPromise | None) -> list[Finding]:
+        limit = self._limit(shown)
+        every_s = (start.warm_s if start is not None else None) or 90.0
+        planned = min(_STARTS_OF_A_RUN, 1 + int(min(limit.interval_s, 1e9) // every_s))
+        if not limit.burst or not (limit.none_to_spare or planned + 1 > limit.burst):
+            return []
+        detail = f"a run restarts it up to {planned} times in that while: {limit.describe()}; beyond it systemd refuses every start"
+        return [Finding("start-limit", "warn", self.subject, detail, f"systemctl edit {self._unit}: [Unit] StartLimitBurst=10")]
 
     def _private_tmp(self, shown: dict[str, str]) -> list[Finding]:
         if shown.get("PrivateTmp") != "yes" or "TORCHINDUCTOR_CACHE_DIR" in self.environment():
@@ -240,6 +272,12 @@ class Systemd:
             return (
                 f"unit {self.subject} is {shown.get('LoadState') or 'unknown'} (server.systemd in the rig file names another unit?)"
             )
+        limit = self._limit(shown)
+        if limit.none_to_spare:
+            return (
+                f"systemd would soon refuse every start of {self.subject} ({limit.describe()}), the owner's too; "
+                f"raise StartLimitBurst or wait (systemctl edit {self._unit})"
+            )
         if not self._sudo:
             return None
         commands = [self._command(verb, shown)[2:] for verb in ("start", "stop")]
@@ -253,82 +291,25 @@ class Systemd:
 
     def start(self) -> None:
         shown = self.show()
-        self._refuse_above_limit(shown)
         self.log_at_start = self.log().end()
+        if self._limit(shown).used_up or shown.get("Result") == "start-limit-hit":
+            # whoever may control it was told before (may_control); a server that must come back comes back
+            control.run(self._command("reset-failed", shown))
         self._starts.append(time.monotonic())
         ran = control.run(self._command("start", shown), timeout_s=60.0)
         if ran.code != 0:
             raise ControlError(f"systemctl start {self._unit} failed: {ran.err or f'exit {ran.code}'}")
 
-    def _refuse_above_limit(self, shown: dict[str, str]) -> None:
-        """Our own starts count against StartLimitBurst too, and beyond it systemd refuses the owner's next start as well."""
-        interval_s, burst = span_s(shown.get("StartLimitIntervalUSec", "0")), _number(shown.get("StartLimitBurst"))
-        if not burst or interval_s is None or interval_s <= 0:
-            return
-        recent = [moment for moment in self._starts if time.monotonic() - moment < interval_s]
-        if len(recent) + 1 >= burst and len(recent) >= 1:
-            detail = f"{len(recent)} starts in {units.duration(interval_s)}, StartLimitBurst={burst}"
-            raise ControlError(
-                f"{self.subject} is not started again: systemd would soon refuse every start ({detail}); raise StartLimitBurst"
-            )
-
     def stop(self, grace_s: float) -> None:
         shown = self.show()
-        standing = control.Standing(_number(shown.get("MainPID")), self._port)
+        standing = control.Standing(
+            properties.number(shown.get("MainPID")), self._port, processes.in_cgroup(shown.get("ControlGroup", ""))
+        )
         stop_s = span_s(shown.get("TimeoutStopUSec", "90s"))
         ran = control.run(self._command("stop", shown), timeout_s=max(grace_s, (stop_s if stop_s is not None else grace_s)) + 15.0)
         if ran.code != 0:
-            raise ControlError(f"systemctl stop {self._unit} failed: {ran.err or f'exit {ran.code}'}")
-        standing.prove_gone(self.subject, max(5.0, grace_s))
-
-
-def span_s(text: str) -> float | None:
-    """systemd's time span ("1min 30s", "infinity", "0") in seconds; None = infinity or not a time span."""
-    if text.strip() in ("", "infinity"):
-        return None
-    total = 0.0
-    for word in text.split():
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)([a-z]*)", word)
-        if match is None or (match[2] or "s") not in _SPAN:
-            return None
-        total += float(match[1]) * _SPAN[match[2] or "s"]
-    return total
-
-
-def _number(text: str | None) -> int:
-    return int(text) if text and text.isdigit() else 0
-
-
-def _exit_code(shown: dict[str, str]) -> int | None:
-    """ExecMainCode as in waitid(2): 1 exited, 2 killed, 3 dumped core."""
-    status = _number(shown.get("ExecMainStatus"))
-    code = shown.get("ExecMainCode", "")
-    return status if code in ("1", "exited") else -status if code in ("2", "3", "killed", "dumped") else None
-
-
-def _words(text: str) -> list[str]:
-    try:
-        return shlex.split(text)
-    except ValueError:
-        return text.split()
-
-
-def _environment_file(path: Path) -> dict[str, str]:
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return {}
-    pairs = (line.partition("=") for line in lines if "=" in line and not line.lstrip().startswith(("#", ";")))
-    return {name.strip(): " ".join(_words(value)) for name, _, value in pairs}
-
-
-def _home(user: str | None) -> str:
-    import pwd
-
-    try:
-        return pwd.getpwnam(user or "root").pw_dir
-    except KeyError:
-        return "/root"
+            raise ControlError(f"systemctl stop {self._unit} failed: {ran.err or f'exit {ran.code}'}", under_way=ran.code is None)
+        standing.prove_gone(self.subject, min(control.GONE_S, max(2.0, grace_s)))
 
 
 def _me() -> str:

@@ -17,7 +17,7 @@ from pytest_sglang.session.recorder import Recorder
 
 if TYPE_CHECKING:
     from pytest_sglang.judge.throttling import Worked
-    from pytest_sglang.server.control import Controller
+    from pytest_sglang.server.control import Controller, ControlState
     from pytest_sglang.server.http import ControlPlane
     from pytest_sglang.server.identity import Identity
     from pytest_sglang.server.log import LogSource
@@ -66,6 +66,10 @@ class Deployment:
         self.scope: CheckScope | None = None
         self.stopped_entry: Entry | None = None
         self.started_entry: Entry | None = None
+        self.stop_asked: ControlState | None = None
+        """The server as it was when a stop was asked for that has not come back: the run was interrupted in it, or it failed."""
+        self.idle_levels: dict[str, int] = {}
+        """Bytes in use on each card (by UUID) while no server ran, where this run has seen that."""
         self.as_left: dict[str, Any] = {}
         self.last_reasons: dict[str, dict[str, float]] | None = None
         """Shares of the last measured time by clocks event reason, by card."""
@@ -156,15 +160,35 @@ class Deployment:
     @property
     def stop_grace_s(self) -> float:
         """Seconds (wall) that a server gets between SIGTERM and SIGKILL: SGLang drains for 5 s looks and waits 15 s more."""
-        return 60.0
+        return 60.0 if self.simulation is None else 5.0
+
+    @property
+    def gpu_free_s(self) -> float:
+        """Seconds (wall) after a stop within which the cards must be free; a simulated driver frees at once."""
+        from pytest_sglang.session import stopping
+
+        return stopping.GPU_FREE_S if self.simulation is None else 5.0
+
+    @property
+    def is_this_machine(self) -> bool:
+        """The promised server is this machine's, so that its processes and cards can be seen from here."""
+        from urllib.parse import urlsplit
+
+        from pytest_sglang.server.processes import is_local
+
+        return self.rig.server is None or is_local(urlsplit(self.rig.server.url).hostname or "")
 
     def start_controller(self) -> None:
         """Start through the controller: a change of its own, for the guard to undo, where the server was found inactive or caches are aside."""
+        from pytest_sglang.session import stopping
+
         found_inactive = self.stopped_entry is None and not self.controller.state().active
         if self.controller.kind != "command" and self.started_entry is None and (self.kernels.aside or found_inactive):
             self.started_entry = self.journal.record(
                 "server", self.controller.subject, {"active": False}, {"active": True}, self.controller.description()
             )
+        if not self.idle_levels and self.hardware is not None and self.is_this_machine and not self.controller.state().active:
+            self.idle_levels = stopping.levels(self.hardware)
         self.progress(f"starting {self.controller.subject}")
         self._activity = self._watch()
         self.controller.start()
@@ -234,7 +258,23 @@ class Deployment:
         from pytest_sglang.server import identity
 
         promise = self.server.promise
-        return identity.identify(promise.url, promise, self.controller.state(), self.plane, self.clock)
+        return identity.identify(
+            promise.url,
+            promise,
+            self.controller.state(),
+            self.plane,
+            self.clock,
+            self.server.asked_at,
+            log_text=self._log_of_newest_start,
+            argv=self.controller.argv(),
+        )
+
+    def _log_of_newest_start(self) -> str:
+        from pytest_sglang.server import log as logs
+        from pytest_sglang.server import start
+
+        lines = start.select(logs.split(self.log.read()), self.controller.state().started_at)
+        return "\n".join(line.text for line in lines)
 
     def take_fingerprint(self) -> None:
         """Keep what this run is made on; again whenever another server process answers."""
@@ -244,11 +284,7 @@ class Deployment:
 
     def require_this_machine(self) -> None:
         """Raise Inconclusive where the promised server is another machine's: the cards here say nothing about it."""
-        from urllib.parse import urlsplit
-
-        from pytest_sglang.server.processes import is_local
-
-        if self.rig.server is not None and not is_local(urlsplit(self.rig.server.url).hostname or ""):
+        if self.rig.server is not None and not self.is_this_machine:
             raise Inconclusive(f"{self.rig.server.url} is not served by this machine: its cards cannot be seen from here")
 
     def answers(self) -> bool:
@@ -293,11 +329,12 @@ class Deployment:
 
     def _end_what_the_run_started(self) -> None:
         from pytest_sglang.server.control import ControlError
+        from pytest_sglang.session import stopping
 
         if self._controller is None or not self._controller.run_owned:
             return
         try:
-            self._controller.stop(10.0)
+            self.recorder.findings(stopping.stop(self, 10.0))
         except ControlError as error:
             self.recorder.findings((Finding("survivor", "warn", self._controller.subject, str(error), "end it by hand"),))
 
@@ -320,15 +357,16 @@ class Deployment:
         self.recorder.findings((Finding("not-put-back", "warn", subject, detail, "pytest-sglang undo"),))
 
     def _server_as_found(self) -> None:
+        from pytest_sglang.session import stopping
+
         if self._controller is None:
             return
         if self.started_entry is not None and self.stopped_entry is None:
-            self._controller.stop(self.stop_grace_s)
-            self.journal.resolve(self.started_entry.id, "stopped again, as it was found")
+            self._stop_again(self.started_entry)
             self.started_entry = None
         if self.stopped_entry is None:
             return
-        if not self._controller.state().active:
+        if not stopping.wait_until_over(self).active:
             self._controller.start()
             _settle(self._controller)
         if not self._controller.state().active:
@@ -336,6 +374,19 @@ class Deployment:
             return
         self.journal.resolve(self.stopped_entry.id, "started again")
         self.stopped_entry = None
+
+    def _stop_again(self, entry: Entry) -> None:
+        """The server was found inactive and this run has started it; it stays where somebody has begun to use it."""
+        from pytest_sglang.session import stopping
+
+        try:
+            stopping.until_quiet(self)
+        except Inconclusive as busy:
+            self.journal.resolve(entry.id, f"left running: {busy}")
+            self.not_put_back(self.controller.subject, f"it was not running before and is left running: {busy}")
+            return
+        self.recorder.findings(stopping.stop(self))
+        self.journal.resolve(entry.id, "stopped again, as it was found")
 
 
 def _settle(controller: Controller) -> None:

@@ -249,6 +249,14 @@ def identity(found: Identity, promise: ServerPromise, deployment: Deployment) ->
             measured=measured,
             findings=found.findings,
         )
+    if found.unproved:
+        return Judgement(
+            verdict="inconclusive",
+            message=found.unproved,
+            inconclusive_because="who answers is not proved",
+            measured=measured,
+            findings=found.findings,
+        )
     hidden = [name for name in ("tp", "torch_compile") if getattr(promise, name) is not None and getattr(found, name) is None]
     if hidden:
         reasons = "; ".join(found.unreadable) or "/server_info does not tell"
@@ -259,7 +267,9 @@ def identity(found: Identity, promise: ServerPromise, deployment: Deployment) ->
             measured=measured,
             findings=found.findings,
         )
-    message = f"{found.model} on {promise.url}" + (f", pid {found.pid}" if found.pid is not None else "")
+    message = f"{found.model} on {promise.url}" + (f", pid {found.pid}" if found.pid is not None else ", its process not seen")
+    if not (promise.systemd or promise.command or promise.container):
+        message += " (attached to only: whose process that is, is not checked)"
     return Judgement(verdict="pass", message=message, quantity="model", measured=measured, limit=limit, findings=found.findings)
 
 

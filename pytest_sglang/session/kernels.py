@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from pytest_sglang.cache import aside, diff, locate, snapshot, survive
 from pytest_sglang.record.values import CacheDiff, Finding
-from pytest_sglang.session.errors import NotChecked
+from pytest_sglang.session.errors import Inconclusive, NotChecked
 
 if TYPE_CHECKING:
     from pytest_sglang.cache.aside import Moved
@@ -111,8 +111,17 @@ class TritonCache:
     def put_back(self) -> None:
         """Restore what is set aside, newest first: the server is stopped for it, unless the new caches are to stay."""
         deployment = self._deployment
+        from pytest_sglang.session import stopping
+
         if not self.aside:
             return
+        active = deployment.controller.state().active
+        if not self._keep and active and not deployment.controller.run_owned:
+            try:
+                stopping.until_quiet(deployment)
+            except Inconclusive as busy:
+                self._keep = True
+                deployment.not_put_back("caches", f"{busy}, so the caches of before stay set aside")
         if self._keep:
             for entry, moved in self.aside:
                 deployment.journal.resolve(entry.id, f"new caches kept, the old ones stay at {moved.aside}")
@@ -122,8 +131,8 @@ class TritonCache:
                 deployment.recorder.findings((told,))
             self.aside.clear()
         else:
-            if deployment.controller.state().active:
-                deployment.controller.stop(deployment.stop_grace_s)
+            if active:
+                deployment.recorder.findings(stopping.stop(deployment))
             while self.aside:
                 entry, moved = self.aside[-1]
                 aside.restore([moved])

@@ -35,6 +35,8 @@ class RunOptions(Value, frozen=True, kw_only=True):
     keep_cold_cache: bool = False
     report_dir: Path = Path("reports")
     log: str | None = None
+    drain_s: float = 0.0
+    """Seconds for which somebody else's requests are waited for before the server is stopped."""
     baseline: BaselineWish | None = None
     output_format: str | None = None
     """"github", "plain", or None: as the surroundings tell."""

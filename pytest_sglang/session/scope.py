@@ -40,6 +40,8 @@ class CheckScope:
         self.throughputs: list[Throughput] = []
         self.measured: list[Throughput] = []
         """Those of them that were measured in this very check, and not taken over from an earlier one."""
+        self.stops: list[Finding] = []
+        """What was wrong with the stops that were made in this check."""
         self.judgements: list[Judgement] = []
         self.observed: dict[str, Measurement] = {}
         self.not_checked: str | None = None
@@ -193,6 +195,7 @@ class CheckScope:
     def conclude(self) -> None:
         """Compare, and raise CheckFailed or Inconclusive with measured, limit and cause."""
         said, self.judgements = self.judgements, []
+        self.judge(starting.stopped(self.stops))
         for wanted in self.wanted:
             if isinstance(wanted, ReadyWithin):
                 self.judge(starting.ready_within(wanted, self))

@@ -9,7 +9,8 @@ import msgspec
 from pytest_sglang.judge.verdict import Judgement
 from pytest_sglang.record.values import Finding, Startup, Throughput
 from pytest_sglang.rig.model import ServerPromise
-from pytest_sglang.session import first, judging, starting
+from pytest_sglang.server.control import ControlError
+from pytest_sglang.session import first, judging, starting, stopping
 from pytest_sglang.session.errors import Inconclusive, NotChecked, ServerDied
 
 if TYPE_CHECKING:
@@ -36,6 +37,10 @@ class SglangServer:
         self._identity: Identity | None = None
         self._throughputs: dict[tuple[float | None, int, int], Throughput] = {}
         self._failed_start: Exception | None = None
+        self.asked_at: float | None = None
+        """Rig time at which this run asked for the newest start; what answers must have been started after that."""
+        self._before_stop: ControlState | None = None
+        """The server just before this run stopped it."""
 
     @property
     def url(self) -> str:
@@ -96,16 +101,26 @@ class SglangServer:
     def stop(self) -> None:
         """Stop the server through its controller; what stands still afterwards is started again at the end of the run."""
         self._may_restart()
-        self._nobody_else()
         deployment = self._deployment
+        if not deployment.controller.run_owned:
+            stopping.until_quiet(deployment)
         if not deployment.controller.run_owned and deployment.stopped_entry is None and deployment.started_entry is None:
             # the pid tells, when the run has died, a server that is still to stop from one that was started again
-            found = {"active": True, "pid": deployment.controller.state().pid}
+            before = {"active": True, "pid": deployment.controller.state().pid}
             deployment.stopped_entry = deployment.journal.record(
-                "server", deployment.controller.subject, found, {"active": False}, deployment.controller.description()
+                "server", deployment.controller.subject, before, {"active": False}, deployment.controller.description()
             )
-        deployment.progress(f"stopping {deployment.controller.subject}")
-        deployment.controller.stop(deployment.stop_grace_s)
+        self._before_stop = deployment.controller.state()
+        try:
+            found = stopping.stop(deployment)
+        except ControlError:
+            self.lost_by = self._check_id("stop")
+            raise
+        scope = deployment.scope
+        told = tuple(each for each in found if scope is None or each.severity != "fail")
+        deployment.recorder.findings(told)
+        if scope is not None:
+            scope.stops += [each for each in found if each not in told]
         self._forget()
 
     def restart(self) -> Startup:
@@ -138,6 +153,8 @@ class SglangServer:
         had = {"unknown": "how the running server started cannot be told from its log"}.get(
             last.kind, f"the running server's start was a {last.kind} one"
         )
+        if self._deployment.controller.kind == "attach":
+            raise NotChecked(f"{had}, and none can be made: {self._deployment.controller.may_control()}")
         raise NotChecked(f"{had}; a {kind} start is made with {flag} only")
 
     def _restart_warm(self) -> Startup:
@@ -170,14 +187,15 @@ class SglangServer:
 
     def _start(self, label: str, *, compare: bool = True) -> Startup:
         deployment = self._deployment
-        check = deployment.scope.spec.id if deployment.scope is not None else label
         before = deployment.kernels.snapshot()
         launched = deployment.clock.time()
         try:
             deployment.start_controller()
+            self.asked_at = launched
             startup = deployment.wait_ready(launched_at=launched, budget_s=None)
+            self._is_another_process()
         except Exception:
-            self.lost_by = check
+            self.lost_by = self._check_id(label)
             raise
         diff = deployment.kernels.added_since(before)
         startup = starting.resumed(starting.classified(msgspec.structs.replace(startup, cache_diff=diff)), deployment.log)
@@ -188,6 +206,20 @@ class SglangServer:
         self._last_start = startup
         deployment.server_is_back()
         return startup
+
+    def _check_id(self, otherwise: str) -> str:
+        scope = self._deployment.scope
+        return scope.spec.id if scope is not None else otherwise
+
+    def _is_another_process(self) -> None:
+        """Raise ControlError where the process that ran before the stop is the one that runs now: then nothing was started."""
+        before, now = self._before_stop, self._deployment.controller.state()
+        if before is None or before.pid is None or (now.pid, now.started_at) != (before.pid, before.started_at):
+            return
+        raise ControlError(
+            f"{self._deployment.controller.subject} was stopped and started, but pid {now.pid} is the process that ran before: "
+            "the start brought nothing, and its time would be no start's"
+        )
 
     def _made(self, startup: Startup) -> Startup:
         """A start that a test asked for is one that its limits are about; one that only puts things back is not."""
@@ -206,11 +238,6 @@ class SglangServer:
         why = deployment.controller.may_control()
         if why is not None:
             raise NotChecked(f"the server cannot be restarted: {why}")
-
-    def _nobody_else(self) -> None:
-        running = self._deployment.plane.running_requests()
-        if running:
-            raise Inconclusive(f"somebody else's requests are running on the server ({running}); it is not stopped under them")
 
     def judge_identity(self) -> Judgement:
         """Pass where the listener is the promised process, and model, served name, tensor parallel size are the promised ones."""
@@ -261,8 +288,9 @@ class SglangServer:
         scope = self._deployment.scope
         level = scope.power_w if scope is not None else None
         wrong = [finding for finding in self.identity(fresh=True).findings if finding.severity == "fail"]
-        if wrong:
-            raise Inconclusive(f"not measured: {wrong[0].detail}", because="server-identity")
+        if wrong or self.identity().unproved:
+            why = wrong[0].detail if wrong else self.identity().unproved
+            raise Inconclusive(f"not measured: {why}", because="server-identity")
         self._deployment.power.require(level)
         before = self._deployment.controller.state().pid
         result = window.measure(self._deployment, streams=streams, output_tokens=output_tokens, rounds=rounds)

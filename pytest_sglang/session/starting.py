@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -30,7 +31,8 @@ def classified(startup: Startup) -> Startup:
     if diff is None and tuned is None:
         kind = startup.kind
     elif not tuned and not new:
-        kind = "warm"
+        # no log, and caches without an entry (they may be another machine's, or another user's): nothing to tell it by
+        kind = "warm" if tuned is not None or (diff is not None and diff.before_entries) else startup.kind
     else:
         # what a cache holds may be another model's: nearly all of it new is as good as empty
         kind = "partial" if diff is not None and diff.before_entries and new < NEARLY_ALL * diff.before_entries else "cold"
@@ -136,6 +138,13 @@ def compiled(startup: Startup, start: StartPromise, *, cold: bool, server: Any) 
             share = startup.capture_s / cold_start.capture_s
             out.append(limits.max_value("capture_share", share, start.warm_capture_share, unit=""))
     return out
+
+
+def stopped(found: Sequence[Finding]) -> list[Judgement]:
+    """Stops of a check that did not go as they should, each a failure."""
+    return [
+        Judgement(verdict="fail", message=f"{each.subject}: {each.detail}", cause=each.detail, findings=(each,)) for each in found
+    ]
 
 
 def phase_budget(startup: Startup, phase: str, budget_s: float) -> Judgement:

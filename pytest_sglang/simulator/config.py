@@ -95,6 +95,11 @@ class Config:
         return WRONG_MODEL if "wrong-model" in self.faults else MODEL
 
     @property
+    def stop_timeout_s(self) -> float:
+        """TimeoutStopSec of the unit, wall seconds."""
+        return 5.0 if "sigterm-ignored" in self.faults else 90.0
+
+    @property
     def lost_limit(self) -> tuple[int, ...]:
         """Cards whose limit falls back to the default."""
         return (FALLING_BACK,) if "power-limit-lost" in self.faults else ()

@@ -22,6 +22,8 @@ SERVER = (
     Fault("never-ready", "the next starts hang inside graph capture: no log, no CPU, no cache file, no port", of_a_start=True),
     Fault("dies-loading", "the next starts run out of GPU memory while they load weights", of_a_start=True),
     Fault("wrong-model", "another model is served than the promised one"),
+    Fault("sigterm-ignored", "the server does not end on SIGTERM: its unit kills it when the stop time-out (5 s) is over"),
+    Fault("orphaned-scheduler", "a stop ends the main process alone: its scheduler survives re-parented and keeps the GPU memory"),
     Fault("inflated-usage", "answers tell of 10 % more tokens than were generated; the counters do not"),
     Fault("early-stop", "every generation ends three tokens early, although ignore_eos is set"),
     Fault("nan-tokens", "/health is 200, but every generation ends at once with NaN in place of a token"),

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pytest_sglang.simulator import schedulers
 from pytest_sglang.simulator.clock import RigClock
 from pytest_sglang.simulator.config import Config
 from pytest_sglang.simulator.crashes import HANG_S
@@ -79,6 +80,10 @@ def main(argv: Sequence[str]) -> None:
     importing = threading.Thread(target=_import_heavy)
     importing.start()
     number, launched_s = _launch(Unit(config), clock)
+    if config.acts("orphaned-scheduler", number):
+        schedulers.start(config.directory, state)
+    if config.acts("sigterm-ignored", number):
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     seed = f"{config.seed}/{number}" if config.seed else None
     Startup(config, clock, log, state, args).play(launched_s, number, random.Random(seed))
     importing.join()
@@ -155,7 +160,8 @@ async def _serve(serving: Serving, port: int, warm_up: Callable[[], Awaitable[No
     )
     loop = asyncio.get_running_loop()
     drains: set[asyncio.Task[None]] = set()
-    loop.add_signal_handler(signal.SIGTERM, lambda: drains.add(loop.create_task(_drain(serving))))
+    if signal.getsignal(signal.SIGTERM) is not signal.SIG_IGN:
+        loop.add_signal_handler(signal.SIGTERM, lambda: drains.add(loop.create_task(_drain(serving))))
     await Server(config).serve()
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pytest_sglang.simulator.clock import RigClock
 from pytest_sglang.simulator.config import UNIT, Config
-from pytest_sglang.simulator.unit import STOP_TIMEOUT_S, Unit, UnitState
+from pytest_sglang.simulator.unit import Unit, UnitState
 
 _NOT_LOADED, _NOT_ACTIVE = 5, 3
 
@@ -121,7 +121,7 @@ def _properties(unit: Unit) -> dict[str, str]:
         "Restart": unit.restart,
         "PIDFile": "",
         "TimeoutStartUSec": "30min",
-        "TimeoutStopUSec": f"{STOP_TIMEOUT_S // 60:.0f}min {STOP_TIMEOUT_S % 60:.0f}s",
+        "TimeoutStopUSec": _span(config.stop_timeout_s),
         "RuntimeMaxUSec": "infinity",
         "MainPID": str(state.main_pid),
         "Result": state.result,
@@ -153,6 +153,12 @@ def _properties(unit: Unit) -> dict[str, str]:
         "StartLimitIntervalUSec": "10s",
         "StartLimitBurst": "5",
     }
+
+
+def _span(seconds: float) -> str:
+    """As systemd writes it: ``1min 30s``, ``5s``."""
+    minutes, rest = divmod(round(seconds), 60)
+    return " ".join(each for each in (f"{minutes}min" if minutes else "", f"{rest}s" if rest else "") if each)
 
 
 def _exec_start(unit: Unit, state: UnitState, clock: RigClock) -> str:

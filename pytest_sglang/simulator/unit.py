@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from pytest_sglang.simulator import procs
+from pytest_sglang.simulator import procs, schedulers
 from pytest_sglang.simulator.caches import Caches
 from pytest_sglang.simulator.clock import RigClock
 from pytest_sglang.simulator.config import UNIT, Config, write_json
@@ -23,8 +23,6 @@ NAME = "unit.json"
 OLD = "old.json"
 FLAPS, RESTART_S = 4, 0.2
 """Under the fault unit-flaps: starts until systemd gives up, and its RestartSec."""
-STOP_TIMEOUT_S = 90.0
-"""TimeoutStopUSec of the unit, wall seconds."""
 _PACKAGE_PARENT = Path(__file__).parents[2]
 
 
@@ -114,7 +112,7 @@ WorkingDirectory={self.config.home}
 {environment}
 ExecStart={" ".join(self.argv())}
 TimeoutStartSec=1800
-TimeoutStopSec={STOP_TIMEOUT_S:.0f}
+TimeoutStopSec={self.config.stop_timeout_s:.0f}
 Restart={self.restart}
 StandardOutput=append:{self.config.log}
 StandardError=append:{self.config.log}
@@ -249,7 +247,11 @@ WantedBy=multi-user.target
         """What PID 1 does when a main process has ended: keep how, and let everything of it end."""
         clock = RigClock(self.config.directory)
         clock.real()
-        HardwareState(self.config.directory, self.config.hardware).set_owner(0)
+        state = HardwareState(self.config.directory, self.config.hardware)
+        if state.owner()[0] in (0, running.main_pid):
+            state.set_owner(0)
+        else:
+            state.set_load(0.0)  # a scheduler has outlived it, and its memory with it
         if self.config.acts("cache-cold", running.starts + 1):
             Caches(self.config.triton_dir, self.config.inductor_dir, self.config.model).empty()
         killed = os.WIFSIGNALED(wait_status)
@@ -286,7 +288,7 @@ WantedBy=multi-user.target
                 # a unit that failed stays failed, as systemd keeps it
                 return
             self._save(replace(state, active="deactivating", sub="stop-sigterm", stopping=True))
-            if not procs.end(state.main_pid, state.main_ticks, signal.SIGTERM, STOP_TIMEOUT_S):
+            if not procs.end(state.main_pid, state.main_ticks, signal.SIGTERM, self.config.stop_timeout_s):
                 procs.end(state.main_pid, state.main_ticks, signal.SIGKILL)
             deadline = time.monotonic() + 5.0
             while procs.alive(state.watcher_pid, state.watcher_ticks) and time.monotonic() < deadline:
@@ -310,6 +312,7 @@ WantedBy=multi-user.target
             return
         # the watcher first: it would start the server again
         procs.end(raw.watcher_pid, raw.watcher_ticks)
+        schedulers.end_all(self.config.directory)
         procs.end(raw.main_pid, raw.main_ticks)
         try:
             old = json.loads((self.config.directory / OLD).read_text(encoding="utf-8"))

@@ -119,6 +119,8 @@ SERVER: dict[str, dict[str, str]] = {
         warm_restart="server-identity",
         cold_start="server-identity",
     ),
+    "sigterm-ignored": row(warm_restart="fail", cold_start="fail"),
+    "orphaned-scheduler": row(warm_restart="fail", cold_start="warm-restart"),
     "early-stop": row(
         ready="fail",
         decode_throughput="ready",
@@ -189,6 +191,8 @@ CAUSES: dict[str, dict[str, str]] = {
     "dies-loading": {"warm-restart": "OutOfMemoryError"},
     "wrong-model": {"server-identity": "model"},
     "early-stop": {"ready": "13"},
+    "sigterm-ignored": {"warm-restart": "SIGTERM", "cold-start": "SIGTERM"},
+    "orphaned-scheduler": {"warm-restart": "sglang::scheduler"},
     "nan-tokens": {"ready": "NaN happened"},
     "dies-serving": {"decode-throughput": "Subprocess scheduler_TP1 (pid=4711) crashed with exit code -9"},
     "misleading-crash": {"warm-restart": "ValueError: Head size 96 is not supported"},

@@ -12,7 +12,7 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-BOOT = """server_args=ServerArgs(model_path='{model}', enable_torch_compile=True, device='cuda', api_key='sesame')
+BOOT = """server_args=ServerArgs(model_path='{model}', random_seed={seed}, enable_torch_compile=True, device='cuda', api_key='sesame')
 Init torch distributed begin.
 Init torch distributed ends. elapsed=0.01 s, mem usage=0.09 GB
 Load weight begin. avail mem=139.13 GB
@@ -34,11 +34,24 @@ def say(text: str) -> None:
     sys.stderr.flush()
 
 
+def load(path: str) -> tuple[int, int]:
+    """Running and waiting requests: "1 2" without a file, none where the named file is not there, else what stands in it."""
+    if not path:
+        return 1, 2
+    try:
+        with open(path) as file:
+            running, waiting = map(int, file.read().split())
+    except (OSError, ValueError):
+        return 0, 0
+    return running, waiting
+
+
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     options: argparse.Namespace
     ready = threading.Event()
     asked: list[tuple[float, str]] = []
+    seed = int.from_bytes(os.urandom(4), "little")
 
     def log_message(self, *_: object) -> None:
         return
@@ -67,6 +80,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.path == "/server_info":
             info = {
                 "model_path": options.model,
+                "random_seed": self.seed,
                 "tp_size": 1,
                 "enable_torch_compile": True,
                 "disable_cuda_graph": False,
@@ -74,7 +88,8 @@ class Handler(BaseHTTPRequestHandler):
             }
             return self.answer(200, {**info, "api_key": "sesame", "version": "0.5.11", "internal_states": [info]})
         if self.path == "/v1/loads":
-            return self.answer(200, {"loads": [{"num_running_reqs": 1, "num_waiting_reqs": 2}]})
+            running, waiting = load(options.load_file)
+            return self.answer(200, {"loads": [{"num_running_reqs": running, "num_waiting_reqs": waiting}]})
         if self.path == "/asked":
             return self.answer(200, self.asked)
         return self.answer(404, {"detail": "Not Found"})
@@ -104,16 +119,20 @@ def main() -> None:
     parser.add_argument("--child", action="store_true")
     parser.add_argument("--orphan", action="store_true")
     parser.add_argument("--ignore-term", action="store_true")
+    parser.add_argument("--exit-on-term", action="store_true")
     parser.add_argument("--stamp-ready", default="")
+    parser.add_argument("--load-file", default="")
     options = parser.parse_args()
     Handler.options = options
+    if options.exit_on_term:
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     if options.ignore_term:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if options.child or options.orphan:
         code = "import signal,time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(300)"
         subprocess.Popen([sys.executable, "-S", "-c", code], start_new_session=options.orphan)
     for line in BOOT:
-        say(line.replace("{model}", options.model))
+        say(line.replace("{model}", options.model).replace("{seed}", str(Handler.seed)))
     if options.fault == "exits":
         sys.exit(3)
     if options.fault == "dies":

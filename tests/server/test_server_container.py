@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -43,11 +44,9 @@ Make = Callable[..., Container]
 def container(tmp_path: Path) -> Make:
     (tmp_path / "cli.py").write_text(f"DIR = {str(tmp_path)!r}\n{TOOL}")
 
-    def make(inspect: object = RUNNING, error: str = "", log: str | None = None) -> Container:
+    def make(inspect: object = RUNNING, error: str = "", log: str | None = None, url: str = "http://127.0.0.1:1") -> Container:
         (tmp_path / "state.json").write_text(json.dumps({"inspect": inspect, "error": error}))
-        return Container(
-            "sglang", url="http://127.0.0.1:1", clock=SystemClock(), log=log, cli=[sys.executable, "-S", str(tmp_path / "cli.py")]
-        )
+        return Container("sglang", url=url, clock=SystemClock(), log=log, cli=[sys.executable, "-S", str(tmp_path / "cli.py")])
 
     return make
 
@@ -61,6 +60,37 @@ def test_a_running_container_is_told(container: Make) -> None:
     assert found.argv()[-2:] == ("--api-key", "<redacted>")
     assert found.may_control() is None
     assert found.findings(None) == []
+
+
+DOCKER: dict[str, Any] = json.loads((Path(__file__).parents[1] / "data" / "container" / "docker.json").read_text())[0]
+PODMAN: dict[str, Any] = json.loads((Path(__file__).parents[1] / "data" / "container" / "podman-4.3.1.json").read_text())[0]
+
+
+def test_the_whole_answer_of_docker_is_read(container: Make) -> None:
+    """The form that docker inspect documents, with a port published to another one."""
+    found = container(DOCKER, url="http://127.0.0.1:8001")
+    state = found.state()
+    assert (state.active, state.pid, state.restarts, state.inner_port, state.stopping) == (True, 48231, 0, 30000, None)
+    assert state.started_at == pytest.approx(1795797000.123456)
+    assert found.argv()[:4] == ("python3", "-m", "sglang.launch_server", "--model-path")
+    assert found.environment()["CUDA_VERSION"] == "12.9.1"
+    assert container(DOCKER, url="http://127.0.0.1:30000").state().inner_port is None
+
+
+def test_the_whole_answer_of_podman_is_read(container: Make) -> None:
+    """Recorded from Podman 4.3.1, running with --net host."""
+    state = container(PODMAN).state()
+    assert (state.active, state.pid, state.restarts, state.inner_port, state.detail) == (True, 9239, 0, None, "running")
+    assert state.started_at == pytest.approx(1795800617.759929)
+    stopping = {**PODMAN, "State": {**PODMAN["State"], "Status": "stopping"}}
+    assert container(stopping).state().stopping is True
+
+
+def test_a_container_between_two_deaths_is_not_active(container: Make) -> None:
+    state = {**DOCKER["State"], "Status": "restarting", "Restarting": True, "Pid": 0, "ExitCode": 1}
+    found = container({**DOCKER, "State": state, "RestartCount": 4})
+    assert (found.state().active, found.state().exit_code) == (False, 1)
+    assert [each.kind for each in found.findings(None)] == ["restarted-by-itself"]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -14,7 +15,8 @@ from pytest_sglang.record.clock import SystemClock
 from pytest_sglang.rig.model import ServerPromise, StartPromise
 from pytest_sglang.server import control, systemd
 from pytest_sglang.server.control import ControlError
-from pytest_sglang.server.systemd import Systemd, span_s
+from pytest_sglang.server.properties import StartLimit, span_s
+from pytest_sglang.server.systemd import Systemd
 
 # a stand-in for systemctl on one unit: properties in a JSON file, start and stop of a real process
 TOOL = """
@@ -187,12 +189,33 @@ def test_a_start_that_waits_for_readiness_is_not_waited_for(unit: Make, tmp_path
 
 
 def test_starts_that_systemd_would_refuse_are_refused_before(unit: Make) -> None:
-    controller = unit(StartLimitBurst="3", StartLimitIntervalUSec="1h")
+    controller = unit(StartLimitBurst="3", StartLimitIntervalUSec="1h", WantedBy="multi-user.target")
+    for _ in range(2):
+        assert controller.may_control() is None
+        controller.start()
+        controller.stop(1.0)
+    assert "2 starts in 60 min 00 s, StartLimitBurst=3" in (controller.may_control() or "")
+    assert [each.kind for each in controller.findings(None)] == ["start-limit"]
+
+
+def test_a_server_that_must_come_back_is_not_kept_down_by_the_start_limit(unit: Make, tmp_path: Path) -> None:
+    controller = unit(StartLimitBurst="1", StartLimitIntervalUSec="infinity", RequiredBy="llm.target")
     for _ in range(2):
         controller.start()
         controller.stop(1.0)
-    with pytest.raises(ControlError, match="2 starts in 60 min 00 s, StartLimitBurst=3"):
+    verbs = [next(word for word in call if not word.startswith("-")) for call in _calls(tmp_path)]
+    assert [verb for verb in verbs if verb != "show"] == ["start", "stop", "reset-failed", "start", "stop"]
+    assert "1 start since boot" in StartLimit(1, float("inf"), 1).describe()
+
+
+def test_a_unit_that_nothing_refers_to_has_no_start_limit(unit: Make) -> None:
+    """systemd forgets it, and what it counted, when it stops."""
+    controller = unit(StartLimitBurst="1", StartLimitIntervalUSec="1h")
+    for _ in range(2):
         controller.start()
+        controller.stop(1.0)
+    assert controller.may_control() is None
+    assert controller.findings(None) == []
 
 
 def test_environment_comes_from_the_unit_and_its_files(unit: Make, tmp_path: Path) -> None:
@@ -310,17 +333,38 @@ def test_ports_of_urls() -> None:
     assert [control.port_of(url) for url in ("http://h:81/x", "http://h", "https://h")] == [81, 80, 443]
 
 
-def test_a_port_that_stays_taken_by_another_is_named(tmp_path: Path) -> None:
-    import socket
+def test_a_port_that_is_taken_over_by_another_is_named() -> None:
+    """Somebody listens where the server did, as soon as it is gone; who was on another address before is left out."""
+    code = (
+        "import socket,sys,time; s=socket.socket(); s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1); "
+        "s.bind(('127.0.0.1', int(sys.argv[1]))); s.listen(); print(s.getsockname()[1], flush=True); time.sleep(60)"
+    )
 
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        server.listen()
-        number = server.getsockname()[1]
-        child = subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(9)"])
-        standing = control.Standing(child.pid, number)
-        standing.listened = True
-        child.kill()
-        child.wait()
-        with pytest.raises(ControlError, match=f"port {number} is still taken by pid {os.getpid()}"):
-            standing.prove_gone("x", -1.9)
+    def listen(number: int = 0) -> subprocess.Popen[str]:
+        made = subprocess.Popen([sys.executable, "-S", "-c", code, str(number)], stdout=subprocess.PIPE, text=True)
+        assert made.stdout is not None
+        ports.append(int(made.stdout.readline()))
+        return made
+
+    ports: list[int] = []
+    server = listen()
+    with socket.socket() as elsewhere:
+        elsewhere.bind(("127.0.0.2", ports[0]))
+        elsewhere.listen()
+        standing = control.Standing(server.pid, ports[0])
+        another = listen(ports[0])
+        try:
+            server.kill()
+            server.wait()
+            with pytest.raises(
+                ControlError, match=f"x was stopped, but port {ports[0]} is still taken by pid {another.pid} "
+            ) as caught:
+                standing.prove_gone("x", -1.9)
+            assert str(os.getpid()) not in str(caught.value)
+        finally:
+            another.kill()
+            another.wait()
+        standing.prove_gone("x", 5.0)
+    for each in (server, another):
+        assert each.stdout is not None
+        each.stdout.close()

@@ -141,12 +141,26 @@ def test_latency_and_energy_of_a_sound_one_are_judged() -> None:
 
 def test_a_promise_that_the_server_does_not_tell_is_inconclusive() -> None:
     found: Any = SimpleNamespace(
-        findings=(), model="m", tp=None, torch_compile=True, pid=1, unreadable=("/server_info: HTTP 401: an API key is needed",)
+        findings=(),
+        model="m",
+        tp=None,
+        torch_compile=True,
+        pid=1,
+        unproved="",
+        unreadable=("/server_info: HTTP 401: an API key is needed",),
     )
     told = judging.identity(found, ServerPromise(url="http://127.0.0.1:1", model="m", tp=4, torch_compile=True), None)  # type: ignore[arg-type]
     assert told.verdict == "inconclusive"
     assert "tp" in told.message
     assert "401" in told.message
+
+
+def test_who_answers_is_no_pass_while_it_is_not_proved() -> None:
+    found: Any = SimpleNamespace(
+        findings=(), model="m", tp=4, torch_compile=True, pid=1, unproved="that x answers is not proved", unreadable=()
+    )
+    told = judging.identity(found, ServerPromise(url="http://127.0.0.1:1", model="m", systemd="x"), None)  # type: ignore[arg-type]
+    assert (told.verdict, told.message) == ("inconclusive", "that x answers is not proved")
 
 
 def test_a_start_that_compiled_new_names_is_cold_whatever_its_log_says() -> None:
