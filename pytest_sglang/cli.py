@@ -9,7 +9,7 @@ from importlib import import_module
 
 from pytest_sglang.tools import shared
 
-TOOLS = ("init", "wait", "undo", "simulate", "report")
+TOOLS = ("init", "wait", "undo", "simulate", "report", "cache")
 """Sub-commands in the order of ``--help``; each is a module of its name in pytest_sglang.tools."""
 
 

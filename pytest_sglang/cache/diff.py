@@ -97,6 +97,9 @@ def _told(
         before_entries=before_entries,
         variants=sum(sum(each.new_variants.values()) for each in caches),
         new_autotune=sum(each.new_autotune for each in caches),
+        rewritten=tuple(
+            sorted({entry.kernel for _, entries in found for entry, was in entries.values() if entry.kernel and was is not None})
+        ),
         graph_paths=tuple(graphs[:GRAPHS_SHOWN]),
     )
 

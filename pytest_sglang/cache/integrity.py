@@ -22,12 +22,13 @@ _BINARIES = (".cubin", ".so")
 
 
 class Problem(NamedTuple):
-    """Something wrong at ``path``: ``kind`` is a finding's. ``bytes``: what could go without loss."""
+    """Something wrong at ``path`` in the cache ``root``: ``kind`` is a finding's. ``bytes``: what could go without loss."""
 
     kind: str
     path: str
     detail: str
     bytes: int = 0
+    root: str = ""
 
 
 def problems(snapshot: Snapshot, *, now_s: float | None = None) -> list[Problem]:

@@ -76,6 +76,8 @@ class CacheDiff(Value, frozen=True, kw_only=True):
     before_entries: int = 0
     variants: int = 0
     """New entries of known names."""
+    rewritten: tuple[str, ...] = ()
+    """Kernel names whose entries were there and were compiled again in place: the cache was not used, or not whole."""
     new_autotune: int = 0
     hits: int = 0
     """Entries that were there before and have been read since, of those ``hits_told`` whose file system keeps the time of a reading."""

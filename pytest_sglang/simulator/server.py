@@ -13,11 +13,12 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pytest_sglang.simulator import furnish
 from pytest_sglang.simulator.clock import RigClock
 from pytest_sglang.simulator.config import Config
 from pytest_sglang.simulator.log import Log, set_up
@@ -80,7 +81,9 @@ def main(argv: Sequence[str]) -> None:
     from pytest_sglang.simulator.engine import Engine
 
     serving = Serving(Engine(config, state, log, seed), log, args)
-    asyncio.run(_serve(serving, config.port))
+    library = furnish.mapped(config)
+    asyncio.run(_serve(serving, config.port, furnish.late_work(config, number)))
+    library.close()
 
 
 def _launch(unit: Unit, clock: RigClock) -> tuple[int, float]:
@@ -94,7 +97,7 @@ def _launch(unit: Unit, clock: RigClock) -> tuple[int, float]:
     return 1, clock.time()  # started by hand
 
 
-async def _serve(serving: Serving, port: int) -> None:
+async def _serve(serving: Serving, port: int, late: Callable[[], None] | None) -> None:
     import uvicorn
 
     from pytest_sglang.simulator.api import Api
@@ -107,6 +110,8 @@ async def _serve(serving: Serving, port: int) -> None:
 
     async def warm_up() -> None:
         await _warm_up(serving, port)
+        if late is not None:
+            await _at_first_request(serving, late)
 
     config = uvicorn.Config(
         Api(serving).application(warm_up),
@@ -139,6 +144,13 @@ async def _warm_up(serving: Serving, port: int) -> None:
     if serving.status == "Starting":
         serving.status = "Up"
     serving.log.line("The server is fired up and ready to roll!")
+
+
+async def _at_first_request(serving: Serving, work: Callable[[], None]) -> None:
+    """Do ``work`` while the first request after the warm-up runs; a health check generates one token and does not count."""
+    while not any(request.max_tokens > 1 for request in serving.engine.running.values()):
+        await asyncio.sleep(0.02)
+    work()
 
 
 async def _ask(port: int, method: str, path: str, body: bytes, serving: Serving) -> None:
