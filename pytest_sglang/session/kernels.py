@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from pytest_sglang.cache import aside
 from pytest_sglang.record.values import Finding
+from pytest_sglang.session import past
 from pytest_sglang.session.cacheview import CacheView, Source
 from pytest_sglang.session.errors import NotChecked
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from pytest_sglang.cache.aside import Moved
     from pytest_sglang.session.deployment import Deployment
     from pytest_sglang.session.journal import Entry
+    from pytest_sglang.session.past import Basis
 
 
 class TritonCache(CacheView):
@@ -34,6 +36,13 @@ class TritonCache(CacheView):
         self.aside: list[tuple[Entry, Moved]] = []
         """Caches that are renamed at this moment."""
         self._keep = False
+        self.last_basis: Basis | None = None
+        """What the server that was stopped last ran on."""
+
+    def remember(self) -> None:
+        """Keep what the running server runs on: its successor is compared with it. Called before it is stopped."""
+        if self._deployment.controller.state().active:
+            self.last_basis = past.basis_of(self._deployment)
 
     @contextmanager
     def set_aside(self) -> Iterator[None]:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from pytest_sglang.judge.verdict import Judgement
 from pytest_sglang.record.values import Finding, Startup, Throughput
 from pytest_sglang.rig.model import ServerPromise
-from pytest_sglang.session import judging, starting
+from pytest_sglang.session import judging
 from pytest_sglang.session.errors import Inconclusive, NotChecked
+from pytest_sglang.session.watched import Watched
 
 if TYPE_CHECKING:
     from pytest_sglang.server.identity import Identity
@@ -66,6 +65,14 @@ class SglangServer:
             self._last_start = self._deployment.read_last_start()
         return self._last_start
 
+    @property
+    def cold_capture_s(self) -> float | None:
+        """Seconds that the newest known cold start captured graphs, in this run or an earlier one; None = not known."""
+        from pytest_sglang.session import past
+
+        seen = next((each.capture_s for each in reversed(self.history) if each.kind == "cold" and each.capture_s), None)
+        return seen if seen is not None else past.recall(self._deployment).cold_capture_s
+
     def identity(self, *, fresh: bool = False) -> Identity:
         """Who answers on the URL, against what is promised."""
         self.ensure_running()
@@ -103,6 +110,7 @@ class SglangServer:
             deployment.stopped_entry = deployment.journal.record(
                 "server", deployment.controller.subject, found, {"active": False}, deployment.controller.description()
             )
+        deployment.kernels.remember()
         deployment.progress(f"stopping {deployment.controller.subject}")
         deployment.controller.stop(deployment.stop_grace_s)
         self._forget()
@@ -161,7 +169,7 @@ class SglangServer:
     def _start(self, label: str) -> Startup:
         deployment = self._deployment
         check = deployment.scope.spec.id if deployment.scope is not None else label
-        before = deployment.kernels.snapshot()
+        watched = Watched(deployment)
         launched = deployment.clock.time()
         try:
             deployment.start_controller()
@@ -169,8 +177,7 @@ class SglangServer:
         except Exception:
             self.lost_by = check
             raise
-        diff = deployment.kernels.added_since(before)
-        startup = starting.classified(msgspec.structs.replace(startup, cache_diff=diff))
+        startup = watched.ended(startup)
         self.lost_by = None
         self.history.append(startup)
         self._last_start = startup

@@ -136,7 +136,8 @@ def _lines(opened: Opened, look: Look, kernels: int | None) -> list[str]:
     running = [f"Triton {opened.running.triton}"] if opened.running.triton else []
     running += [f"torch {opened.running.torch}"] if opened.running.torch else []
     running += sorted(opened.running.archs)
-    out = [f"{'SIMULATED ' if opened.simulated else ''}caches of {opened.what}" + (f", {', '.join(running)}" if running else "")]
+    out = [f"{'SIMULATED ' if opened.simulated else ''}caches of {opened.what}"]
+    out += [f"  with {', '.join(running)}"] if running else []
     out += _caches(look.caches)
     out += _kernels(look, kernels, width)
     for each in _aside(opened):
@@ -148,7 +149,7 @@ def _lines(opened: Opened, look: Look, kernels: int | None) -> list[str]:
 
 
 def _caches(caches: tuple[CacheLine, ...]) -> list[str]:
-    there = [each for each in caches if each.exists]
+    there = [each for each in caches if each.exists and each.files]
     out = ["", f"  {'cache':<17}{'files':>9}{'size':>9}{'entries':>9}  {'newest':<11}{'free':>8}  on"]
     for each in there:
         newest = "-" if each.newest is None else _ago(time.time() - each.newest)
@@ -158,11 +159,13 @@ def _caches(caches: tuple[CacheLine, ...]) -> list[str]:
             f"{each.file_system or '?'}, {each.owner or '?'}"
         )
         out.append(f"    {each.path}  [{each.why}]")
-    absent = [each.kind for each in caches if not each.exists]
     if not there:
-        out[-1] = "  none of the directories exists"
-    if absent:
-        out += textwrap.wrap(f"not there: {', '.join(absent)}", 78, initial_indent="  ", subsequent_indent="    ")
+        out[-1] = "  nothing is in them"
+    for what, names in (
+        ("empty", [each.kind for each in caches if each.exists and not each.files]),
+        ("not there", [each.kind for each in caches if not each.exists]),
+    ):
+        out += textwrap.wrap(f"{what}: {', '.join(names)}", 78, initial_indent="  ", subsequent_indent="    ") if names else []
     return out
 
 
@@ -191,9 +194,10 @@ def _kernels(look: Look, most: int | None, width: int) -> list[str]:
     made += sorted({f"ptxas {version}" for group in look.kernels for version in group.ptxas})
     if made:
         out.append(f"  made with {', '.join(made)}")
-    for system in look.systems:
-        out.append(f"  autotuned: {system.choices} shapes for {system.gpu or 'an unknown GPU'}, CUDA {system.cuda or '?'}")
-    return out
+    return out + [
+        f"  autotuned: {system.choices} shapes for {system.gpu or 'an unknown GPU'}, CUDA {system.cuda or '?'}"
+        for system in look.systems
+    ]
 
 
 def _findings(look: Look, width: int) -> list[str]:
