@@ -96,7 +96,7 @@ def _lost(place: CachePlace, server: Server, machine: Machine) -> tuple[str, str
     if emptied is not None:
         return "cache-in-tmp", f"{emptied.path} is emptied at every boot ({emptied.where}): the start after that is a cold one", ""
     if aged is not None:
-        age = units.duration(aged.age_s or 0.0)
+        age = _age(aged.age_s or 0.0)
         why = f"systemd-tmpfiles removes what nobody touched for {age} ({aged.where}): kernels go one by one"
         return ("cache-in-tmp" if temporary is not None else "cache-aged"), why, ""
     if temporary is not None:
@@ -106,9 +106,8 @@ def _lost(place: CachePlace, server: Server, machine: Machine) -> tuple[str, str
 
 
 def _of_file_system(place: CachePlace, server: Server, machine: Machine) -> Iterator[Finding]:
-    try:
-        status = os.stat(place.here)
-    except OSError:
+    status = _status(place.here)
+    if status is None:
         return
     mount, wanted = machine.mount(place.path), _uid(server.user)
     if mount is not None and "ro" in mount.options:
@@ -132,6 +131,17 @@ def _of_file_system(place: CachePlace, server: Server, machine: Machine) -> Iter
             f"{place.kind} cache: {detail}",
             f"make room, or put it on a larger file system: Environment={place.variable}={base}",
         )
+
+
+def _age(seconds: float) -> str:
+    return f"{seconds / 86_400:g} days" if seconds >= 86_400 else units.duration(seconds)
+
+
+def _status(path: Path) -> os.stat_result | None:
+    try:
+        return os.stat(path)
+    except OSError:
+        return None
 
 
 def _kept(place: CachePlace, environment: Mapping[str, str], machine: Machine) -> Path:
