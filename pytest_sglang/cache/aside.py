@@ -130,9 +130,10 @@ def _changed_ns(path: Path) -> int:
 
 def swap_back(moved: Moved) -> tuple[str, ...]:
     """As ``restore``, but what has grown at the original path is kept beside it, not removed: it may be months of service."""
-    if not moved.children:
-        with contextlib.suppress(FileNotFoundError):
-            (moved.original / moved.marker).unlink()
+    # without our mark, what stands there is somebody's; in a mount point, new files stay beside the old ones
+    mark = moved.aside / (moved.marker + _COMPLETE) if moved.children else moved.original / moved.marker
+    with contextlib.suppress(FileNotFoundError):
+        mark.unlink()
     return restore([moved])
 
 
