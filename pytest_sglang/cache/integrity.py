@@ -42,7 +42,9 @@ def problems(snapshot: Snapshot, *, now_s: float | None = None, sample: int | No
     found: list[Problem] = []
     for place in snapshot.places:
         for key, entry in place.entries.items():
-            if entry.what == "leftover" or not entry.complete:
+            # an entry whose group file is there was finished once, whatever it lacks now
+            finished = entry.complete or os.path.exists(f"{place.place.here}/{key}/__grp__{entry.kernel}.json")
+            if entry.what == "leftover" or not finished:
                 found += _leftover(place, key, entry, now_ns)
             elif entry.what == "kernel" and TRITON_ENTRY.fullmatch(key.rpartition("/")[2]):
                 found += _triton(place, key, entry)

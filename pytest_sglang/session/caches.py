@@ -29,7 +29,7 @@ _REMEDIES = {
     "cache-incomplete": "stop the server and remove the whole entry: rm -r {entry}",
     "cache-moved": "move it back, or drop it and let the next start compile: rm -r {root}",
     "cache-leftover": "rm -r {path}",
-    "cache-stale": "nothing has to be done; pytest-sglang cache set-aside, a start, and cache drop get rid of them",
+    "cache-stale": "harmless; cache set-aside, a start and cache drop get rid of them",
     "cache-duplicate": "",
 }
 _FAILS = frozenset({"cache-broken", "cache-incomplete", "cache-moved"})

@@ -192,7 +192,9 @@ def test_a_half_moved_mount_point_keeps_what_a_server_wrote_meanwhile(cache: Pat
 @pytest.mark.parametrize("how", ["rename", "children"])
 def test_killed_at_any_point_the_old_cache_is_byte_identical_afterwards(tmp_path: Path, how: str) -> None:
     driver = Path(__file__).with_name("kill_points.py")
-    done = subprocess.run([sys.executable, str(driver), str(tmp_path), how], capture_output=True, text=True, timeout=600, check=True)
+    done = subprocess.run(
+        [sys.executable, str(driver), str(tmp_path), how], capture_output=True, text=True, timeout=600, check=True
+    )
     lines = [line.split(" ", 2) for line in done.stdout.splitlines()]
     assert len({line[0] for line in lines}) >= 20
     assert [line for line in lines if not line[2].startswith("identical")] == []

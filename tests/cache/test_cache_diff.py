@@ -264,7 +264,11 @@ def settled(folder: Path) -> Path:
 
 
 def test_a_second_snapshot_equals_a_fresh_one(tmp_path: Path) -> None:
-    places = (place("triton", tmp_path / "t"), place("inductor", tmp_path / "i"), place("inductor_triton", tmp_path / "i" / "triton"))
+    places = (
+        place("triton", tmp_path / "t"),
+        place("inductor", tmp_path / "i"),
+        place("inductor_triton", tmp_path / "i" / "triton"),
+    )
     entries = [settled(triton_entry(tmp_path / "t", f"k{number % 3}", number)) for number in range(12)]
     settled(triton_entry(tmp_path / "i" / "triton" / "0", "k"))
     table = write(tmp_path / "i" / "ab" / "x.py", 10)

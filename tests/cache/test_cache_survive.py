@@ -140,7 +140,9 @@ def test_the_rule_that_empties_tmp_is_named(world: World) -> None:
     [boot] = world.findings((inductor(),))
     assert boot.detail == "inductor cache: /tmp is emptied at every boot (tmp.conf:1): the start after that is a cold one"
     [aged] = world.findings((inductor("/var/tmp/x"),))
-    assert (aged.kind, "touched for 30 days" in aged.detail, "tmp.conf:2" in aged.detail) == ("cache-in-tmp", True, True), aged.detail
+    assert (aged.kind, "touched for 30 days" in aged.detail, "tmp.conf:2" in aged.detail) == ("cache-in-tmp", True, True), (
+        aged.detail
+    )
 
 
 def test_a_rule_elsewhere_ages_a_cache_too(world: World) -> None:

@@ -38,7 +38,7 @@ def test_debians_and_fedoras_own_files() -> None:
     assert of("/tmp/torchinductor_sg", FEDORA) == ("/tmp", None)
     assert of("/tmp/systemd-private-abc-x/tmp/torchinductor_sg", FEDORA) == ("/tmp", "/tmp/systemd-private-*")
     assert of("/home/sg/.cache", DEBIAN + FEDORA) == (None, None)
-    assert list(tmpfiles.parse(FEDORA, "f"))[0] == Rule("q", "/tmp", 10 * DAY, False, "f:1")
+    assert next(iter(tmpfiles.parse(FEDORA, "f"))) == Rule("q", "/tmp", 10 * DAY, False, "f:1")
 
 
 def test_this_machines_own_rules_can_be_read() -> None:
