@@ -46,6 +46,19 @@ OPTIONS: tuple[_Option, ...] = (
     _Option("--sglang-keep-cold-cache", "after a cold start keep the newly compiled caches instead of the ones set aside", False),
     _Option("--sglang-log", "the server's log file instead of the rig file's", None, "FILE"),
     _Option("--sglang-fault", "fault(s) of the simulated rig, comma separated (only with --rig=simulated)", None, "NAME[,NAME]"),
+    _Option(
+        "--sglang-baseline",
+        "save: keep this run, if it passes, as the baseline; compare: judge it against that one; =NAME for one of several",
+        None,
+        "save|compare[=NAME]",
+    ),
+    _Option(
+        "--sglang-format",
+        "github: job summary and annotations (by itself inside GitHub Actions); plain: neither",
+        None,
+        "github|plain",
+        ("github", "plain"),
+    ),
     _Option("--sglang-simulated-dir", "keep the simulated rig in DIR, running, when the run has ended", None, "DIR"),
 )
 
@@ -69,10 +82,9 @@ def _value(config: pytest.Config, option: _Option) -> Any:
         given = config.getini(option.dest)
     if given in (None, ""):
         given = option.default
-    if option.choices and given not in option.choices:
-        raise pytest.UsageError(
-            f"{option.flag}={given}: must be one of {', '.join(option.choices)} (e.g. {option.flag}={option.default})"
-        )
+    if option.choices and given is not None and given not in option.choices:
+        example = option.default or option.choices[0]
+        raise pytest.UsageError(f"{option.flag}={given}: must be one of {', '.join(option.choices)} (e.g. {option.flag}={example})")
     return given
 
 
@@ -104,6 +116,13 @@ def run_options(config: pytest.Config) -> RunOptions:
     from pytest_sglang.session.options import RunOptions
 
     got = {option.dest: _value(config, option) for option in OPTIONS}
+    from pytest_sglang.session import baseline
+    from pytest_sglang.session.errors import Refused
+
+    try:
+        wish = baseline.parse(got["sglang_baseline"])
+    except Refused as error:
+        raise pytest.UsageError(str(error)) from None
     faults = tuple(name.strip() for name in (got["sglang_fault"] or "").split(",") if name.strip())
     options = RunOptions(
         rootdir=config.rootpath,
@@ -120,6 +139,8 @@ def run_options(config: pytest.Config) -> RunOptions:
         keep_cold_cache=bool(got["sglang_keep_cold_cache"]),
         report_dir=config.rootpath / Path(got["sglang_report_dir"]),
         log=got["sglang_log"],
+        baseline=wish,
+        output_format=got["sglang_format"],
         faults=faults,
         simulated_dir=Path(got["sglang_simulated_dir"]).resolve() if got["sglang_simulated_dir"] else None,
     )

@@ -50,6 +50,8 @@ class Active:
     unchecked: dict[tuple[str, float | None], str] = field(default_factory=dict)
     interrupted: bool = False
     closed: bool = False
+    baseline_line: str = ""
+    """What became of ``--sglang-baseline=save``."""
 
     @property
     def opened(self) -> Deployment:

@@ -50,7 +50,7 @@ def activate(config: pytest.Config, before: list[pytest.Item], items: list[pytes
     None where tests are only listed and no rig file tells which of them are promised.
     """
     from pytest_sglang.rig.load import RigError
-    from pytest_sglang.session import promise
+    from pytest_sglang.session import checks, promise
     from pytest_sglang.session.errors import SessionError
 
     refuse(config, before)
@@ -64,11 +64,11 @@ def activate(config: pytest.Config, before: list[pytest.Item], items: list[pytes
     every = [_planned(item) for item in before]
     _unique(every)
     offered = {plan.spec.id for plan in every}
-    left_out = promise.not_promised(rig, offered)
+    left_out = promise.left_out(rig, settings, offered)
     every = sorted((plan for plan in every if plan.spec.id not in left_out), key=lambda plan: _place(plan, settings))
     chosen = set(items)
     kept = {plan.item: plan for plan in every if plan.item in chosen}
-    active = Active(config, settings, rig, kept, every, not_promised=left_out)
+    active = Active(config, settings, rig, kept, every, not_promised=tuple(each for each in left_out if each != checks.BASELINE))
     ours = set(before)
     others = [item for item in items if item not in ours]
     items[:] = [*kept, *others]

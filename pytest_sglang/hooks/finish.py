@@ -42,9 +42,10 @@ def close(active: Active, session: pytest.Session) -> None:
         session.exitstatus = _exit_code(session, verdict, interrupted)
         active.recorder.finish(int(session.exitstatus), interrupted=interrupted)
         active.recorder.write()
-    from pytest_sglang.hooks import page
+    from pytest_sglang.hooks import page, store
 
     page.standalone(active)
+    store.keep(active)
 
 
 def _hold_signals(active: Active) -> None:

@@ -92,6 +92,11 @@ def last_lines(active: Active, config: pytest.Config) -> None:
         return
     writer = config.get_terminal_writer()
     run = active.recorder.run
+    from pytest_sglang.hooks import github
+
+    if active.baseline_line:
+        writer.line(active.baseline_line)
+    github.tell(active, writer)
     writer.line(terminal.last_line(run), **_colour(run.verdict))
     writer.line(terminal.as_left_line(run))
 

@@ -26,7 +26,7 @@ class Chart(Value, frozen=True, kw_only=True):
 
 def charts(run: Run) -> list[Chart]:
     """All charts of the run, in the order of the page; never fails, whatever the record holds."""
-    return [startup_chart(run), throughput_chart(run), power_chart(run)]
+    return [startup_chart(run), throughput_chart(run), latency_chart(run), power_chart(run)]
 
 
 def startup_chart(run: Run) -> Chart:
@@ -55,6 +55,25 @@ def throughput_chart(run: Run) -> Chart:
     )
 
 
+def latency_chart(run: Run) -> Chart:
+    """Distributions of time to first token and time between tokens, of every measurement."""
+    from pytest_sglang.report import latency
+
+    panels: list[Panel] = []
+    for number, item in enumerate(run.throughputs, 1):
+        panels += _panels(f"sg-latency-{number}", item, latency.panels)
+    note = (
+        "Share of samples up to a latency, of all rounds that count; dots are the median and the percentiles that the samples earn."
+    )
+    return Chart(
+        id="latency",
+        title="Latencies",
+        note=note,
+        panels=tuple(panels),
+        empty="Too few requests for a distribution were measured in this run.",
+    )
+
+
 def power_chart(run: Run) -> Chart:
     """Watts over time, a panel for each GPU, all on the same axes."""
     from pytest_sglang.report import watts
@@ -72,12 +91,15 @@ def power_chart(run: Run) -> Chart:
 
 def _panel(identity: str, item: Any, draw: Callable[[str, Any], Panel]) -> Panel:
     """A panel, or the reason why there is none: a page with one chart less is better than no page."""
+    return _panels(identity, item, lambda name, each: [draw(name, each)])[0]
+
+
+def _panels(identity: str, item: Any, draw: Callable[[str, Any], list[Panel]]) -> list[Panel]:
     heading = str(item.get("label") or "unnamed") if isinstance(item, dict) else "unnamed"
     try:
         return draw(identity, item)
     except DrawingError as error:
-        return Panel(heading=heading, missing=f"Not drawn: {error}")
+        return [Panel(heading=heading, missing=f"Not drawn: {error}")]
     except Exception as error:
-        return Panel(
-            heading=heading, missing=f"Not drawn: the record does not hold what the chart needs ({type(error).__name__}: {error})"
-        )
+        missing = f"Not drawn: the record does not hold what the chart needs ({type(error).__name__}: {error})"
+        return [Panel(heading=heading, missing=missing)]

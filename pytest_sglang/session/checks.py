@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pytest_sglang.rig.model import Rig, ThroughputRow
 
-STAGES: tuple[str, ...] = ("identity", "power", "links", "server", "findings", "measure", "restart", "cold")
+STAGES: tuple[str, ...] = ("identity", "power", "links", "server", "findings", "measure", "restart", "cold", "baseline")
 """The fixed order. Nothing is restarted before everything else has been measured: the server may not come back."""
 
 
@@ -29,6 +29,8 @@ class CheckSpec:
         return STAGES.index(self.stage)
 
 
+BASELINE = "baseline"
+"""Id of the check that ``--sglang-baseline=compare`` asks for."""
 _SERVER = ("server-identity", "ready")
 
 
@@ -92,6 +94,8 @@ STANDARD: dict[str, CheckSpec] = {
             promised=lambda rig: _starts(rig) and rig.start is not None and rig.start.cold_s is not None,
             uses_server=True,
         ),
+        # asked for by --sglang-baseline=compare, not by the rig file
+        CheckSpec(BASELINE, "baseline", promised=lambda rig: False),
     )
 }
 

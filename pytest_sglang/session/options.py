@@ -10,6 +10,13 @@ SIMULATED = "simulated"
 """``--rig=simulated``: the packaged six-3090 promise on the embedded simulated hardware."""
 
 
+class BaselineWish(Value, frozen=True, kw_only=True):
+    """``--sglang-baseline``: save this run under ``name``, or compare it with the one of that name."""
+
+    save: bool
+    name: str
+
+
 class RunOptions(Value, frozen=True, kw_only=True):
     """Settings of one run. Nothing is stopped and nothing is changed unless ``allow_restart``, ``allow_cold`` or ``set_power``."""
 
@@ -27,6 +34,9 @@ class RunOptions(Value, frozen=True, kw_only=True):
     keep_cold_cache: bool = False
     report_dir: Path = Path("reports")
     log: str | None = None
+    baseline: BaselineWish | None = None
+    output_format: str | None = None
+    """"github", "plain", or None: as the surroundings tell."""
     faults: tuple[str, ...] = ()
     simulated_dir: Path | None = None
 

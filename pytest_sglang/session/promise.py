@@ -66,7 +66,8 @@ def nothing_to_judge(rig_file: str, found: list[str]) -> str:
     )
 
 
-def not_promised(rig: Rig, offered: set[str]) -> tuple[str, ...]:
-    """Offered standard checks that the rig file does not promise: they do not exist for this rig."""
-    kept = set(checks.promised(rig))
+def left_out(rig: Rig, options: RunOptions, offered: set[str]) -> tuple[str, ...]:
+    """Offered standard checks that do not exist in this run: not promised by the rig file, or not asked for."""
+    compares = options.baseline is not None and not options.baseline.save
+    kept = {*checks.promised(rig), *((checks.BASELINE,) if compares else ())}
     return tuple(spec.id for spec in checks.STANDARD.values() if spec.id in offered and spec.id not in kept)

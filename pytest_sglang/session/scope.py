@@ -123,6 +123,13 @@ class CheckScope:
         """The promised gain over a saved run in which only that one thing differs."""
         self.judge(judging.gain(throughput, self.deployment))
 
+    def judge_baseline(self) -> None:
+        """This run's measurements against the baseline that --sglang-baseline=compare names."""
+        from pytest_sglang.session import baseline
+
+        wish = self.deployment.options.baseline
+        self.judge(baseline.judge(self.deployment, wish.name if wish is not None else baseline.DEFAULT))
+
     def row(self, streams: int = 1, quantity: Any = None) -> ThroughputRow | None:
         """The promised row at this check's power level and the declared NVLink state."""
         return self.deployment.rig.row(self.power_w, streams, quantity)

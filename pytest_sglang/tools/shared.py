@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -35,3 +38,19 @@ def run_options(arguments: argparse.Namespace) -> Any:
     if options.faults and not options.simulated:
         raise Refused("--fault is for the simulated rig only: add --rig=simulated")
     return options
+
+
+def columns() -> int:
+    """Width of the terminal; 80 where there is none."""
+    import shutil
+
+    return shutil.get_terminal_size((80, 24)).columns
+
+
+def write_lines(lines: Iterable[tuple[str, dict[str, Any]]]) -> None:
+    """Lines with pytest's markup names; colours on a terminal only, and never against NO_COLOR."""
+    codes = {"bold": 1, "red": 31, "green": 32, "yellow": 33}
+    coloured = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    for text, markup in lines:
+        on = ";".join(str(codes[name]) for name, wanted in markup.items() if wanted and name in codes)
+        print(f"\x1b[{on}m{text}\x1b[0m" if coloured and on else text)

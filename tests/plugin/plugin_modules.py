@@ -13,6 +13,9 @@ import pytest_sglang
 
 PARTS = ("hooks", "session", "rig", "record", "judge", "gpu", "server", "load", "cache", "report")
 
+HEAVY = ("numpy", "scipy.special", "matplotlib.figure", "matplotlib.backends.backend_svg")
+"""Libraries that a run imports late; compiled modules cannot be loaded twice in one process."""
+
 
 def import_all() -> None:
     """Import every module that a run may need; to be called before pytester is made, which forgets whatever comes later."""
@@ -21,3 +24,5 @@ def import_all() -> None:
         for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
             if not module.name.endswith((".reaper", ".sampler", "__main__")):
                 importlib.import_module(module.name)
+    for heavy in HEAVY:
+        importlib.import_module(heavy)

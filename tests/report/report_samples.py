@@ -397,3 +397,60 @@ def mixed_run() -> Run:
             throughput_item(300.0, 38.1, 44.0, None, rounds=14, discarded=0),
         ),
     )
+
+
+# --- pages over many runs ----------------------------------------------------------------------------------------------------
+
+
+def _stored():
+    import sys
+    from pathlib import Path
+
+    sys.path.append(str(Path(__file__).resolve().parents[1] / "session"))
+    import stored_runs
+
+    return stored_runs
+
+
+def comparison_page(folder):
+    """A slower engine, three boots against six."""
+    from pytest_sglang.report import comparison as shown
+    from pytest_sglang.session import comparison
+
+    made = _stored()
+    paths = [*made.boots(folder, "old", 6), *made.boots(folder, "new", 3, tok_s=38.0, engine="0.5.12", month=11)]
+    return shown.page(comparison.of_paths(paths))
+
+
+def refused_page(folder):
+    """Runs whose conditions differ."""
+    from pytest_sglang.report import comparison as shown
+    from pytest_sglang.session import comparison
+
+    made = _stored()
+    return shown.page(comparison.of_paths([made.stored(folder, "a"), made.stored(folder, "b", output_tokens=256)]))
+
+
+def index_page(folder):
+    """Runs of two rigs with a step, one of them not finished, and a broken folder."""
+    from pytest_sglang.report import history
+
+    made = _stored()
+    made.boots(folder, "a", 6, month=8)
+    made.boots(folder, "b", 6, tok_s=36.0, month=9, verdict="fail")
+    made.boots(folder, "c", 3, month=10, rig="cellar")
+    made.stored(folder, "killed", tok_s=36.0, finished=False, started="2026-11-27T00:00:00.000Z")
+    (folder / "broken").mkdir()
+    (folder / "broken" / "run.json").write_text("{")
+    return history.write_index(folder).read_text()
+
+
+def fleet_page(folder):
+    """Six nodes, one fails, one is an outlier, one is missing."""
+    from pytest_sglang.report import fleet
+    from pytest_sglang.session import merge
+
+    made = _stored()
+    odd = {1: {"verdict": "fail"}, 3: {"tok_s": 42.5}}
+    paths = [made.stored(folder, f"n{number}", host=f"gpu{number:02}", **odd.get(number, {})) for number in range(6)]
+    return fleet.page(merge.merge(paths, ["gpu00", "gpu09"]))

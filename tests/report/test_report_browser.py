@@ -74,6 +74,14 @@ def pages(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pages")
     for name, run in (("good", samples.run()), ("mixed", samples.mixed_run())):
         (folder / f"{name}.html").write_text(standalone.render(run), encoding="utf-8")
+    others = {
+        "compare": samples.comparison_page,
+        "refused": samples.refused_page,
+        "index": samples.index_page,
+        "fleet": samples.fleet_page,
+    }
+    for name, made in others.items():
+        (folder / f"{name}.html").write_text(made(folder / f"{name}-runs"), encoding="utf-8")
     (folder / "conftest.py").write_text(CONFTEST)
     (folder / "test_checks.py").write_text(TESTS)
     environment = {
@@ -156,7 +164,38 @@ def test_charts_are_drawn_in_the_colours_of_the_page(visit, name, scheme):
         assert (background > 0.9) if scheme == "light" else (background < 0.2)
 
 
-@pytest.mark.parametrize("name", ["good.html", "mixed.html", "pytest-html.html"])
+OURS = ["good.html", "mixed.html", "compare.html", "refused.html", "index.html", "fleet.html"]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("name", [*OURS, "pytest-html.html"])
+def test_axe_finds_nothing_serious(visit, name, scheme):
+    from axe_playwright_python.sync_playwright import Axe
+
+    page = visit(name, color_scheme=scheme)
+    found = Axe().run(page).response["violations"]
+    # pytest-html's own controls are not ours to mend
+    ours = [
+        (each["id"], node["target"])
+        for each in found
+        if each["impact"] in ("serious", "critical")
+        for node in each["nodes"]
+        if name in OURS or ".sg" in " ".join(map(str, node["target"]))
+    ]
+    assert ours == []
+
+
+@pytest.mark.parametrize("name", ["compare.html", "index.html"])
+def test_charts_of_the_other_pages_are_not_blank(visit, name):
+    charts = visit(name).locator("svg.sg-svg")
+    assert charts.count() >= 1
+    colours, background, inked = shades(charts.first)
+    assert colours > 5
+    assert inked > 0.005
+    assert background > 0.9
+
+
+@pytest.mark.parametrize("name", [*OURS, "pytest-html.html"])
 def test_nothing_is_wider_than_the_window(visit, name):
     page = visit(name)
     for width in (360, 640, 800, 1600):

@@ -215,3 +215,15 @@ def test_environment_groups():
 )
 def test_environment_values(value, text):
     assert environment.text(value) == text
+
+
+def test_2000_checks_stay_below_8_mb():
+    import msgspec
+
+    whole = samples.mixed_run()
+    checks = tuple(
+        msgspec.structs.replace(whole.checks[number % len(whole.checks)], id=f"check-{number}") for number in range(2000)
+    )
+    page = standalone.render(msgspec.structs.replace(whole, checks=checks))
+    assert len(page.encode()) < 8_000_000
+    assert page.count("<tbody") >= 2000

@@ -1,0 +1,236 @@
+"""A comparison as text for the terminal and as one HTML page: what changed, what it did, how sure that is."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+from pytest_sglang.judge import keys
+from pytest_sglang.judge.keys import Difference
+from pytest_sglang.judge.regression import Change
+from pytest_sglang.record import units
+from pytest_sglang.report import summary, view
+from pytest_sglang.report.svg import Panel
+from pytest_sglang.report.terminal import Line
+from pytest_sglang.session.comparison import Comparison, Quantity
+
+WORDS = {"better": "better", "worse": "WORSE", "same": "no loss", "undecided": "UNDECIDED"}
+_MARKUP: dict[str, dict[str, Any]] = {
+    "worse": {"red": True, "bold": True},
+    "undecided": {"yellow": True, "bold": True},
+    "better": {"green": True},
+    "same": {"green": True},
+}
+_HEAD = ("quantity", "before", "after", "change", "verdict")
+
+
+def change_text(quantity: Quantity) -> str:
+    """The change of the number itself, with its sign: "-4.1 %" of a time is a shorter one."""
+    if not quantity.before or quantity.after is None:
+        return ""
+    share = (quantity.after / quantity.before - 1) * 100
+    return f"{share:+.{1 if abs(share) < 10 else 0}f} %".replace("-0.0 %", "0.0 %").replace("+0.0 %", "0.0 %")
+
+
+def interval_text(change: Change | None) -> str:
+    """ "-5.9 % to -4.0 %", positive is better; empty where there is none."""
+    if change is None or change.low is None or change.high is None:
+        return ""
+    low, high = (f"{value * 100:+.1f} %".replace("-0.0", "0.0").replace("+0.0", "0.0") for value in (change.low, change.high))
+    return f"{low} to {high}"
+
+
+def outcome(quantity: Quantity) -> str:
+    """Word of the verdict; "shown" where it is not judged."""
+    return WORDS[quantity.change.outcome] if quantity.judged and quantity.change is not None else "shown"
+
+
+def value_text(value: float | None, unit: str) -> str:
+    """A value with its unit."""
+    return "not read" if value is None else units.show(value, unit)
+
+
+def difference_text(each: Difference) -> str:
+    """ "engine: 0.5.11 -> 0.5.12"."""
+    return f"{each.name}: {keys.shown(each.before)} -> {keys.shown(each.after)}"
+
+
+def ordered(found: Comparison) -> list[Quantity]:
+    """What is judged first, the worst of it first; then what is only shown."""
+    order = ("worse", "undecided", "better", "same")
+    judged = [each for each in found.quantities if each.judged and each.change is not None]
+    shown = [each for each in found.quantities if each not in judged]
+    return [*sorted(judged, key=lambda each: order.index(each.change.outcome if each.change else "same")), *shown]
+
+
+def headline(found: Comparison) -> str:
+    """``FAIL: decode at 250 W is worse``, ``PASS``, ``INCONCLUSIVE: ...``; SIMULATED at its end."""
+    worse = [each.name for each in found.quantities if each.judged and each.change is not None and each.change.outcome == "worse"]
+    undecided = [
+        each.name for each in found.quantities if each.judged and each.change is not None and each.change.outcome == "undecided"
+    ]
+    suffix = f" ({view.SIMULATED})" if found.simulated else ""
+    if found.refused:
+        return f"INCONCLUSIVE: not comparable{suffix}"
+    told = f"worse: {', '.join(worse)}" if worse else f"undecided: {', '.join(undecided)}" if undecided else ""
+    if not told and found.verdict == "inconclusive":
+        told = "nothing was measured in both that can be compared"
+    return f"{found.verdict.upper()}{f': {told}' if told else ''}{suffix}"
+
+
+def terminal(found: Comparison, width: int = 80) -> list[Line]:
+    """Lines with their markup for pytest's terminal writer."""
+    width = max(min(width, 110), 40)
+    lines: list[Line] = [(f"before  {found.title_before} ({_boots(found.before)})", {"bold": True})]
+    lines.append((f"after   {found.title_after} ({_boots(found.after)})", {"bold": True}))
+    if found.refused:
+        lines.append(("", {}))
+        lines.append(("these runs must not be compared, their conditions differ:", {"yellow": True, "bold": True}))
+        return [*lines, *_list(found.refused, width, {"yellow": True})]
+    lines += [("", {}), (f"what changed{f' (under test: {found.under_test})' if found.under_test else ''}:", {"bold": True})]
+    changed = [difference_text(each) for each in (*found.changed, *found.seen)]
+    lines += _list(_few(changed), width) if changed else [("  nothing that is recorded", {})]
+    lines += [(text, {"yellow": True}) for note in found.notes for text in _wrap(f"note: {note}", width)]
+    lines += [("", {}), *_table(found, width)]
+    return lines
+
+
+def _few(lines: Sequence[str], most: int = 14) -> list[str]:
+    return (
+        list(lines)
+        if len(lines) <= most
+        else [*lines[: most - 1], f"... and {len(lines) - most + 1} more (see the page, or --json)"]
+    )
+
+
+def _boots(ids: tuple[str, ...]) -> str:
+    return f"{len(ids)} boot{'s' if len(ids) > 1 else ''}"
+
+
+def _list(lines: Sequence[str], width: int, markup: dict[str, Any] | None = None) -> list[Line]:
+    return [(text, markup or {}) for line in lines for text in _wrap(line, width, "  ", "      ")]
+
+
+def _wrap(text: str, width: int, first: str = "", rest: str = "    ") -> list[str]:
+    return textwrap.wrap(text, width, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False) or [first]
+
+
+def _table(found: Comparison, width: int) -> list[Line]:
+    cells = [
+        (each.name, value_text(each.before, each.unit), value_text(each.after, each.unit), change_text(each), outcome(each))
+        for each in ordered(found)
+    ]
+    if not cells:
+        return [("nothing was measured in both that can be compared", {"yellow": True})]
+    widths = [max(len(row[column]) for row in (_HEAD, *cells)) for column in range(5)]
+    widths[0] = min(widths[0], max(16, width - sum(widths[1:]) - 8))
+    lines: list[Line] = [(_row(_HEAD, widths), {"bold": True})]
+    for each, row in zip(ordered(found), cells, strict=True):
+        judged = each.judged and each.change is not None
+        lines.append((_row(row, widths), _MARKUP[each.change.outcome] if judged and each.change else {}))
+        if judged and each.change is not None:
+            told = each.change.why + (f" ({interval_text(each.change)})" if interval_text(each.change) else "")
+            lines += [(text, {}) for text in _wrap(told, width, "    ", "    ")]
+        elif each.note:
+            lines += [(text, {}) for text in _wrap(each.note, width, "    ", "    ")]
+    return lines
+
+
+def _row(cells: Sequence[str], widths: Sequence[int]) -> str:
+    name = cells[0] if len(cells[0]) <= widths[0] else cells[0][: widths[0] - 1] + "…"
+    numbers = "  ".join(f"{cell:>{width}}" for cell, width in zip(cells[1:4], widths[1:4], strict=True))
+    return f"{name:<{widths[0]}}  {numbers}  {cells[4]}".rstrip()
+
+
+# --- the page ----------------------------------------------------------------------------------------------------------------
+
+
+def page(comparisons: Sequence[Comparison]) -> str:
+    """A complete HTML document: self-contained, opens offline, no script."""
+    from markupsafe import Markup
+
+    template = summary._templates().get_template("comparison.html.jinja")
+    title = " · ".join(dict.fromkeys(f"{each.title_before} against {each.title_after}" for each in comparisons))
+    items = [_context(number, each) for number, each in enumerate(comparisons, 1)]
+    return str(template.render(title=title, style=Markup(f"<style>{summary.stylesheet()}</style>"), items=items))
+
+
+def _context(number: int, found: Comparison) -> dict[str, Any]:
+    rows = [
+        {
+            "name": each.name,
+            "before": value_text(each.before, each.unit),
+            "after": value_text(each.after, each.unit),
+            "change": change_text(each),
+            "interval": interval_text(each.change) if each.judged else "",
+            "word": outcome(each),
+            "standing": {"worse": "fail", "undecided": "inconclusive"}.get(
+                each.change.outcome if each.judged and each.change else "", "pass"
+            ),
+            "why": each.change.why if each.judged and each.change is not None else each.note,
+            "counts": _counts(each),
+        }
+        for each in ordered(found)
+    ]
+    return {
+        "found": found,
+        "headline": headline(found),
+        "verdict": found.verdict,
+        "rows": rows,
+        "changed": [(each.name, keys.shown(each.before), keys.shown(each.after)) for each in found.changed],
+        "seen": [(each.name, keys.shown(each.before), keys.shown(each.after)) for each in found.seen],
+        "panel": _panel(f"sg-compare-{number}", found),
+    }
+
+
+def _counts(each: Quantity) -> str:
+    if each.change is None:
+        return ""
+    if each.rounds == each.boots:
+        return f"{each.boots[0]} start{_s(each.boots[0])} before, {each.boots[1]} after"
+    return f"{each.rounds[0]} rounds in {each.boots[0]} boot{_s(each.boots[0])} before, {each.rounds[1]} in {each.boots[1]} after"
+
+
+def _s(count: int) -> str:
+    return "" if count == 1 else "s"
+
+
+def _panel(identity: str, found: Comparison) -> Panel | None:
+    """Changes with their intervals on one axis, positive is better; None where nothing has an interval."""
+    told = [
+        (each, each.change) for each in ordered(found) if each.judged and each.change is not None and each.change.low is not None
+    ]
+    if not told:
+        return None
+    from pytest_sglang.report import svg
+
+    try:
+        return _draw(identity, told)
+    except svg.DrawingError as error:
+        return Panel(heading="Change", missing=f"Not drawn: {error}")
+
+
+def _draw(identity: str, told: list[tuple[Quantity, Change]]) -> Panel:
+    from pytest_sglang.report import svg
+
+    height = 46.0 + 34.0 * len(told)
+    colours = {"worse": svg.FAIL, "undecided": svg.WARN, "better": svg.STRONG, "same": svg.STRONG}
+    note = "; ".join(f"{each.name}: {change.why}" for each, change in told)
+    with svg.canvas(420.0, height) as drawing:
+        drawing.margins(14, 14, 10, 36)
+        axes = drawing.axes
+        for place, (each, change) in enumerate(told):
+            low, high, middle = (100 * (value or 0.0) for value in (change.low, change.high, change.change))
+            axes.plot([low, high], [place, place], color=colours[change.outcome], linewidth=3, solid_capstyle="butt")
+            axes.plot([middle], [place], marker="o", markersize=6, color=colours[change.outcome], linestyle="none")
+            axes.text(0.0, place - 0.3, each.name, transform=axes.get_yaxis_transform(), ha="left", va="center", color=svg.INK)
+        axes.axvline(0, color=svg.MUTED, linewidth=1)
+        axes.set_ylim(len(told) - 0.5, -0.7)
+        axes.set_yticks([])
+        axes.set_xlabel("change in %, right is better; bars: each end holds with 99 %", labelpad=2)
+        axes.spines["left"].set_visible(False)
+        axes.grid(axis="x", color=svg.RULE, linewidth=0.7)
+        axes.set_axisbelow(True)
+        picture = drawing.svg(identity=identity, title="Change by quantity", description=note)
+    return Panel(heading="Change by quantity", svg=picture)

@@ -1,0 +1,134 @@
+"""Many run folders, one table: node x promise, outliers against the median of the nodes, missing nodes against a list."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pytest_sglang.judge import stats
+from pytest_sglang.record.run import Verdict
+from pytest_sglang.record.values import Finding, Value
+from pytest_sglang.session import history, store
+from pytest_sglang.session.errors import Refused
+from pytest_sglang.session.store import Skipped, Stored
+
+MIN_NODES = 4
+"""Fewer nodes have no middle to lie outside of."""
+OUTLIER_SCORE = 3.5
+"""Modified z score from which on a value is an outlier (Iglewicz and Hoaglin, "How to Detect and Handle Outliers", 1993)."""
+OUTLIER_SHARE = 0.03
+"""... and how far off the median it must lie: nodes that agree to a per mille have no outliers that matter."""
+
+
+class Cell(Value, frozen=True, kw_only=True):
+    """One promise on one node. ``deviation``: share off the median of the nodes, None where there is no median."""
+
+    verdict: str
+    value: float | None = None
+    unit: str = ""
+    deviation: float | None = None
+    outlier: bool = False
+
+
+class Fleet(Value, frozen=True, kw_only=True):
+    """The table: ``cells[node][promise]``; a promise that a node did not check is missing there."""
+
+    nodes: tuple[str, ...]
+    promises: tuple[str, ...]
+    cells: dict[str, dict[str, Cell]]
+    verdicts: dict[str, str]
+    missing: tuple[str, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    simulated: bool = False
+    folders: dict[str, str] = {}
+
+    @property
+    def verdict(self) -> Verdict:
+        """fail beats inconclusive beats pass; a missing node, a folder that cannot be read, and no node at all are inconclusive."""
+        verdicts = set(self.verdicts.values())
+        if "fail" in verdicts:
+            return "fail"
+        incomplete = self.missing or self.skipped or not self.nodes or verdicts != {"pass"}
+        return "inconclusive" if incomplete else "pass"
+
+
+def merge(folders: Sequence[Path], expected: Sequence[str] = ()) -> Fleet:
+    """The newest run of every node among ``folders`` (run folders, or folders of run folders). Raises Refused where there is none."""
+    found: list[Stored] = []
+    skipped: list[Skipped] = []
+    for folder in folders:
+        stored, broken = _read(folder)
+        found += stored
+        skipped += broken
+    if not found and not skipped:
+        raise Refused(f"no run in {', '.join(map(str, folders))} (give run folders, or a folder that holds them)")
+    newest: dict[str, Stored] = {}
+    for run in sorted(found, key=lambda each: each.started):
+        newest[node_of(run)] = run
+    nodes = tuple(sorted(newest))
+    promises = tuple(dict.fromkeys(history.label_of(check) for node in nodes for check in newest[node].checks))
+    cells = {node: {history.label_of(check): _cell(check) for check in newest[node].checks} for node in nodes}
+    cells, findings = _outliers(cells, promises)
+    return Fleet(
+        nodes=nodes,
+        promises=promises,
+        cells=cells,
+        verdicts={node: newest[node].verdict if newest[node].finished is not None else "inconclusive" for node in nodes},
+        missing=tuple(node for node in expected if node not in newest),
+        skipped=tuple(skipped),
+        findings=findings,
+        simulated=any(newest[node].simulated for node in nodes),
+        folders={node: newest[node].folder for node in nodes},
+    )
+
+
+def node_of(run: Stored) -> str:
+    """The host that the run was made on; the rig's name where it is not known."""
+    return str(run.environment.get("host") or run.rig_name)
+
+
+def _read(folder: Path) -> tuple[list[Stored], list[Skipped]]:
+    import msgspec
+
+    path = folder / "run.json" if folder.is_dir() else folder
+    if folder.is_dir() and not path.is_file():
+        return store.runs(folder)
+    try:
+        return [store.read(path)], []
+    except (OSError, ValueError, msgspec.MsgspecError) as error:
+        return [], [Skipped(str(path), store.why(error))]
+
+
+def _cell(check: dict[str, Any]) -> Cell:
+    value, unit = history.value_of(check), history.unit_of(check)
+    return Cell(verdict=str(check.get("verdict")), value=value if unit in history.EARNED else None, unit=unit)
+
+
+def _outliers(cells: dict[str, dict[str, Cell]], promises: Sequence[str]) -> tuple[dict[str, dict[str, Cell]], tuple[Finding, ...]]:
+    import msgspec
+
+    findings = []
+    out = {node: dict(row) for node, row in cells.items()}
+    for promise in promises:
+        values = {node: row[promise].value for node, row in cells.items() if promise in row and row[promise].value is not None}
+        numbers = [value for value in values.values() if value is not None]
+        if len(numbers) < MIN_NODES:
+            continue
+        middle = stats.median(numbers)
+        scatter = stats.median([abs(value - middle) for value in numbers])
+        for node, value in values.items():
+            if value is None or not middle:
+                continue
+            share = (value - middle) / abs(middle)
+            score = 0.6745 * abs(value - middle) / scatter if scatter else (math.inf if value != middle else 0.0)
+            outlier = score > OUTLIER_SCORE and abs(share) > OUTLIER_SHARE
+            out[node][promise] = msgspec.structs.replace(out[node][promise], deviation=share, outlier=outlier)
+            if outlier:
+                detail = f"{promise}: {share * 100:+.1f} % off the median of {len(numbers)} nodes"
+                findings.append(
+                    Finding("outlier", "warn", node, detail, "compare its run with a neighbour's: pytest-sglang compare")
+                )
+    return out, tuple(findings)

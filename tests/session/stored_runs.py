@@ -1,0 +1,128 @@
+"""Run folders with the numbers that a test wants, as the recorder writes them."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+from pytest_sglang.record import run as records
+from pytest_sglang.record.run import Check, Limit, Measurement, NotChecked, Run
+
+ARGUMENTS = {"model_path": "/models/m", "enable_torch_compile": True, "cuda_graph_max_bs": 8, "random_seed": 1}
+
+
+def stored(
+    folder: Path,
+    name: str,
+    *,
+    started: str = "2026-11-01T00:00:00.000Z",
+    tok_s: float = 40.0,
+    noise: float = 0.004,
+    rounds: int = 16,
+    warm_s: float | None = 80.0,
+    engine: str = "0.5.11",
+    arguments: dict[str, Any] | None = None,
+    host: str = "attic",
+    rig: str = "six-3090",
+    verdict: str = "pass",
+    driver: str = "580",
+    power_w: float = 250.0,
+    output_tokens: int = 128,
+    seed: int = 0,
+    finished: bool = True,
+) -> Path:
+    """A finished run of one measurement (and one warm start), written below ``folder``."""
+    rng = random.Random(f"{name} {seed}")
+    rates = [tok_s * (1 + rng.gauss(0, noise)) for _ in range(rounds)]
+    measured = [
+        {
+            "index": number,
+            "begin_s": number * 4.0,
+            "end_s": number * 4.0 + 3.5,
+            "decode_tok_s": rate,
+            "end_to_end_tok_s": rate * 0.95,
+            "ttft_s": [0.1],
+            "output_tokens": output_tokens,
+            "joules": 1000.0 * output_tokens / rate,
+            "start_c": 50.0,
+            "invalid_because": None,
+        }
+        for number, rate in enumerate(rates, 1)
+    ]
+    starts: tuple[dict[str, Any], ...] = ()
+    if warm_s is not None:
+        phases = [{"id": "launch", "begin_s": 0.0, "end_s": 16.0}, {"id": "weights", "begin_s": 16.0, "end_s": warm_s - 10}]
+        starts = ({"label": "warm restart", "budget_s": 90.0, "startup": {"kind": "warm", "ready_s": warm_s, "phases": phases}},)
+    middle = sorted(rates)[len(rates) // 2]
+    checks = (
+        Check(
+            id="decode-throughput",
+            promise="fast",
+            verdict=verdict,  # type: ignore[arg-type]
+            power_w=power_w,
+            measured={"decode_tok_s": Measurement(middle, "tok/s")},
+            limit=Limit(">=", 38.0, "tok/s"),
+            quantity="decode_tok_s",
+            cause="slow" if verdict == "fail" else None,
+        ),
+        Check(
+            id="warm-restart",
+            promise="warm",
+            verdict="pass",
+            measured={"ready_s": Measurement(warm_s, "s")},
+            limit=Limit("<=", 90.0, "s"),
+            quantity="ready_s",
+        ),
+    )
+    run = Run(
+        run_id=name,
+        started=started,
+        finished=started if finished else None,
+        simulated=False,
+        verdict=verdict if finished else "inconclusive",  # type: ignore[arg-type]
+        exit_code=0,
+        power_levels_w=(power_w,),
+        rig={"name": rig, "workload": {"output_tokens": output_tokens, "streams": 1}, "nvlink": {"pairs": [[0, 1]]}},
+        environment={
+            "plugin": "0.1.0",
+            "host": host,
+            "driver": driver,
+            "gpus": [{"index": 0, "name": "RTX 3090", "enforced_power_limit_w": power_w, "pcie_width": 16}],
+            "server": {"version": engine, "arguments": {**ARGUMENTS, **(arguments or {})}, "packages": {"torch": "2.11.0"}},
+        },
+        checks=checks,
+        not_checked=(NotChecked("cold-start", "not allowed"),),
+        startups=starts,
+        throughputs=(
+            {
+                "label": f"{power_w:g} W, 1 stream",
+                "power_w": power_w,
+                "quantity": "decode",
+                "limit_tok_s": 38.0,
+                "throughput": {"streams": 1, "rounds": measured, "decode_tok_s": middle},
+            },
+        ),
+    )
+    path = folder / name
+    path.mkdir(parents=True)
+    records.write(run, path)
+    return path
+
+
+def boots(folder: Path, prefix: str, count: int, **how: Any) -> list[Path]:
+    """Several runs alike, a day apart, whose boots differ by half a percent."""
+    rng = random.Random(prefix)
+    level = how.pop("tok_s", 40.0)
+    month = how.pop("month", 10)
+    return [
+        stored(
+            folder,
+            f"{prefix}-{number:02}",
+            started=f"2026-{month:02}-{number + 1:02}T00:00:00.000Z",
+            tok_s=level * (1 + rng.gauss(0, 0.002)),
+            warm_s=80.0 * (1 + rng.gauss(0, 0.02)),
+            **how,
+        )
+        for number in range(count)
+    ]

@@ -1,0 +1,57 @@
+"""A fleet: outliers against its own middle, missing nodes against a list, the newest run of a node."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from stored_runs import stored
+
+from pytest_sglang.session import merge
+from pytest_sglang.session.errors import Refused
+
+
+def fleet(folder: Path, **odd: dict[str, object]) -> list[Path]:
+    return [stored(folder, f"n{number}", host=f"gpu{number:02}", **odd.get(f"n{number}", {})) for number in range(6)]  # type: ignore[arg-type]
+
+
+def test_a_fleet_that_keeps_its_promises(tmp_path: Path) -> None:
+    found = merge.merge(fleet(tmp_path))
+    assert found.verdict == "pass"
+    assert found.nodes == tuple(f"gpu{number:02}" for number in range(6))
+    assert found.findings == ()
+    assert found.cells["gpu00"]["decode-throughput at 250 W"].deviation is not None
+
+
+def test_an_outlier_is_named_and_fails_nothing(tmp_path: Path) -> None:
+    found = merge.merge(fleet(tmp_path, n3={"tok_s": 42.5}))
+    assert found.verdict == "pass"
+    assert next((each.subject, each.severity) for each in found.findings) == ("gpu03", "warn")
+    assert found.cells["gpu03"]["decode-throughput at 250 W"].outlier
+    assert not found.cells["gpu02"]["decode-throughput at 250 W"].outlier
+
+
+def test_failures_missing_nodes_and_broken_folders(tmp_path: Path) -> None:
+    paths = fleet(tmp_path, n1={"verdict": "fail"})
+    assert merge.merge(paths).verdict == "fail"
+    good = [path for path in paths if path.name != "n1"]
+    short = merge.merge(good, ["gpu00", "gpu01"])
+    assert short.missing == ("gpu01",)
+    assert short.verdict == "inconclusive"
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "run.json").write_text("{")
+    assert merge.merge([*good, tmp_path / "bad"]).verdict == "inconclusive"
+    assert merge.merge([tmp_path]).nodes == merge.merge(paths).nodes
+
+
+def test_the_newest_run_of_a_node_counts(tmp_path: Path) -> None:
+    stored(tmp_path, "old", verdict="fail")
+    stored(tmp_path, "new", started="2026-11-20T00:00:00.000Z")
+    found = merge.merge([tmp_path])
+    assert found.verdict == "pass"
+    assert found.folders["attic"].endswith("new")
+
+
+def test_nothing_to_merge(tmp_path: Path) -> None:
+    with pytest.raises(Refused, match="no run in"):
+        merge.merge([tmp_path])

@@ -1,0 +1,123 @@
+"""reports/ as a store: fast, whole, and never broken by what else lies there."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from stored_runs import boots, stored
+
+from pytest_sglang.record import run as records
+from pytest_sglang.session import baseline, history, store
+from pytest_sglang.session.errors import Refused
+
+
+def test_broken_and_foreign_folders_are_skipped_with_a_line(tmp_path: Path) -> None:
+    stored(tmp_path, "good")
+    for name, text in (("cut", "{"), ("list", "[]"), ("other", '{"schema": 9, "run_id": "x", "started": "", "simulated": false}')):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.json").write_text(text)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "index.html").write_text("")
+    found, skipped = store.runs(tmp_path)
+    assert [each.run_id for each in found] == ["good"]
+    assert [Path(each.path).parent.name for each in skipped] == ["cut", "list", "other"]
+    assert "schema 9" in skipped[2].reason
+    assert store.runs(tmp_path / "nowhere") == ([], [])
+
+
+def test_short_and_whole_reading_agree(tmp_path: Path) -> None:
+    path = stored(tmp_path, "one")
+    short, whole = store.runs(tmp_path)[0][0], records.read(path)
+    assert store.whole(short) == whole
+    assert short.measured("decode-throughput", 250.0) == (whole.checks[0].measured["decode_tok_s"].value, "tok/s")
+    assert short.measured("decode-throughput", 390.0) is None
+    assert short.measured("nothing") is None
+
+
+def test_retention_keeps_the_newest_and_the_baselines(tmp_path: Path) -> None:
+    paths = boots(tmp_path, "run", 6)
+    stored(tmp_path, "going-on", finished=False)
+    (paths[0] / store.KEPT).write_text("default\n")
+    assert store.prune(tmp_path, 2, dry_run=True) == paths[1:4]
+    assert all(path.exists() for path in paths)
+    assert store.prune(tmp_path, 2) == paths[1:4]
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["going-on", "run-00", "run-04", "run-05"]
+    with pytest.raises(ValueError, match="at least 1"):
+        store.prune(tmp_path, 0)
+
+
+def test_trends_have_values_verdicts_and_steps(tmp_path: Path) -> None:
+    boots(tmp_path, "a", 6, month=8)
+    boots(tmp_path, "b", 6, tok_s=36.0, month=9, verdict="fail")
+    trends = {each.label: each for each in history.trends(store.runs(tmp_path)[0])}
+    decode = trends["decode-throughput at 250 W"]
+    assert len(decode.values) == 12
+    assert decode.step is not None
+    assert decode.step_at is not None
+    assert decode.step_at.run_id == "b-00"
+    assert (decode.limit, decode.op, decode.unit) == (38.0, ">=", "tok/s")
+    assert trends["warm-restart"].step is None
+    assert trends["warm-restart"].step_at is None
+
+
+def test_a_baseline_has_one_name_and_one_place(tmp_path: Path) -> None:
+    first, second = boots(tmp_path, "run", 2)
+    assert baseline.save(first, records.read(first), "default") == "baseline 'default' saved: run-00"
+    assert "saved: run-01" in baseline.save(second, records.read(second), "default")
+    assert baseline.names_of(first) == []
+    assert baseline.names_of(second) == ["default"]
+    found = baseline.find(tmp_path, "six-3090", "default")
+    assert found is not None
+    assert found.run_id == "run-01"
+    assert baseline.find(tmp_path, "cellar", "default") is None
+    failed = stored(tmp_path, "bad", verdict="fail")
+    assert "not saved" in baseline.save(failed, records.read(failed), "default")
+    assert baseline.names_of(second) == ["default"]
+
+
+@pytest.mark.parametrize(("text", "save", "name"), [("save", True, "default"), ("compare=old-1", False, "old-1")])
+def test_the_option(text: str, save: bool, name: str) -> None:
+    wish = baseline.parse(text)
+    assert wish is not None
+    assert (wish.save, wish.name) == (save, name)
+    assert baseline.parse(None) is None
+
+
+@pytest.mark.parametrize("text", ["keep", "save=a/b", "compare=../x"])
+def test_a_wrong_option_shows_a_right_one(text: str) -> None:
+    with pytest.raises(Refused, match="--sglang-baseline=compare=before-upgrade"):
+        baseline.parse(text)
+
+
+WRITER = """
+import sys
+from pathlib import Path
+import msgspec
+from pytest_sglang.record import run as records
+folder = Path(sys.argv[1])
+run = records.read(folder)
+print("go", flush=True)
+number = 0
+while True:
+    number += 1
+    records.write(msgspec.structs.replace(run, duration_s=float(number)), folder)
+"""
+
+
+def test_kill_9_while_writing_leaves_a_whole_record(tmp_path: Path) -> None:
+    path = stored(tmp_path, "one")
+    for pause_s in (0.0, 0.003, 0.011, 0.02, 0.05):
+        child = subprocess.Popen([sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE)
+        assert child.stdout is not None
+        child.stdout.readline()
+        time.sleep(pause_s)
+        os.kill(child.pid, signal.SIGKILL)
+        child.wait()
+        child.stdout.close()
+        assert records.read(path).run_id == "one"
