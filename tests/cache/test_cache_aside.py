@@ -415,6 +415,8 @@ def test_a_machine_tells_what_is_temporary(cache: Path) -> None:
 
 def test_killed_at_random_points_the_next_run_puts_everything_back(tmp_path: Path) -> None:
     driver = Path(__file__).with_name("kill_random.py")
-    done = subprocess.run([sys.executable, str(driver), str(tmp_path), "20"], capture_output=True, text=True, timeout=600, check=False)
+    done = subprocess.run(
+        [sys.executable, str(driver), str(tmp_path), "20"], capture_output=True, text=True, timeout=600, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "0 caches not identical afterwards" in done.stdout
