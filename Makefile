@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ENGINE := .engine
 
-.PHONY: demo test lint test-engine soak clean help
+.PHONY: bench bench-cache demo test lint test-engine soak clean help
 .DEFAULT_GOAL := help
 
 help:
@@ -41,6 +41,11 @@ lint: $(VENV)/.stamp-dev
 test-engine: $(VENV)/.stamp-dev
 	@bash tests/engine/engine/install.sh $(ENGINE)
 	@SGLANG_ENGINE_REQUIRED=1 $(BIN)/python -m pytest -W error tests/engine
+
+bench: bench-cache
+
+bench-cache: $(VENV)/.stamp-dev
+	@$(BIN)/python benchmarks/cache/snapshot.py -o benchmarks/results/cache-snapshot.json
 
 soak: $(VENV)/.stamp-dev
 	@$(BIN)/python tests/soak.py
