@@ -55,6 +55,12 @@ def set_aside(places: Sequence[CachePlace], machine: Machine, locks: Sequence[st
     return [Done(str(each.original), str(each.aside)) for each in planned]
 
 
+def stopped(running_as: str | None) -> None:
+    """Raise Refused where the server runs: it would go on writing into the renamed directory. ``running_as``: how it is stopped."""
+    if running_as is not None:
+        raise Refused(f"the server is running, and caches are not renamed under it: stop it first ({running_as})")
+
+
 def restore(places: Sequence[CachePlace], locks: Sequence[str]) -> list[Done]:
     """Put back every cache that is set aside, the newest first; what has grown meanwhile is kept beside it. Raises Refused."""
     standing = _standing(places)

@@ -32,6 +32,8 @@ class Opened(NamedTuple):
     view: CacheView | None
     running: Running = Running()
     simulated: bool = False
+    running_as: str | None = None
+    """How the server that uses them is stopped; None = it does not run, or is not known."""
 
     def look(self) -> Look:
         """Everything about them. Of named directories nothing can be said on users, units and running versions."""
@@ -104,5 +106,16 @@ def of_server(options: RunOptions) -> Iterator[Opened]:
         state = controller.state()
         what = f"{controller.subject} ({f'running, pid {state.pid}' if state.active else 'not running'})"
         yield Opened(
-            what, view.places, view.machine, (f"server {rig.server.url}",), view, view.running(), simulated=simulation is not None
+            what,
+            view.places,
+            view.machine,
+            (f"server {rig.server.url}",),
+            view,
+            view.running(),
+            simulated=simulation is not None,
+            running_as=_how_to_stop(controller.kind, controller.subject) if state.active else None,
         )
+
+
+def _how_to_stop(kind: str, subject: str) -> str:
+    return {"systemd": f"systemctl stop {subject}", "container": f"docker stop {subject}"}.get(kind, f"stop {subject}")

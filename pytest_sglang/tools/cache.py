@@ -35,7 +35,7 @@ def add(tools: shared.SubCommands) -> None:
     parser = tools.add_parser(
         "cache",
         help="where compiled kernels are, what is in them, whether they survive",
-        description="Looks at the compile caches of the rig file's server, or at the directories named. Reads only, unless set-aside, restore or drop is asked for.",
+        description="Looks at the compile caches of the rig file's server, or at the directories named.\nReads only, unless set-aside, restore or drop is asked for.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -71,6 +71,8 @@ def _opened(arguments: argparse.Namespace, words: list[str]) -> AbstractContextM
 def _act(action: str, opened: Opened, as_json: bool) -> int:
     from pytest_sglang.session import byhand
 
+    if action != "drop":
+        byhand.stopped(opened.running_as)
     if action == "set-aside":
         done = byhand.set_aside(opened.places, opened.machine, opened.locks)
     elif action == "restore":
@@ -178,7 +180,7 @@ def _kernels(look: Look, most: int | None, width: int) -> list[str]:
     out = [
         "",
         f"  {names} kernels in {entries:,} entries",
-        f"  {'kernel':<{room}}{'entries':>8} {'arch':<7}{'Triton':<8}{'warps':<8}{'stages':<8}",
+        f"  {'kernel':<{room}}{'entries':>8} {'arch':<7}{'Triton':<8}{'warps':<8}stages",
     ]
     shown = look.kernels[:most]
     for group in shown:

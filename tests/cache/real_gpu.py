@@ -72,11 +72,15 @@ def watch(pid: int, out: Path, stage: str, start: str) -> int:
     (out / f"places-{stage}.pickle").write_bytes(pickle.dumps((pid, places)))
     told = {"ready_s": ready_s, "exact": exact, "added": records.plain(added), "after_ready": records.plain(late)}
     (out / f"added-{stage}-{start}.json").write_text(json.dumps(told, indent=1))
-    print(f"ready (health 200 and an exact completion) after {ready_s:.1f} s; completions exact: {exact}; not located before: {more or 'none'}")
+    print(
+        f"ready (health 200 and an exact completion) after {ready_s:.1f} s; completions exact: {exact}; not located before: {more or 'none'}"
+    )
     for place in places:
         print(f"  {place.kind:16} {place.path}  [{place.why}]")
     seen = witness.seen([pid, *_children(pid)])
-    print(f"  open files: {sorted({f'{each.kind} {each.root}' for each in seen}) or 'none'}; elsewhere: {witness.elsewhere(seen, places) or 'none'}")
+    print(
+        f"  open files: {sorted({f'{each.kind} {each.root}' for each in seen}) or 'none'}; elsewhere: {witness.elsewhere(seen, places) or 'none'}"
+    )
     print(
         f"new: {len(added.new_kernels)} kernel names, {added.variants} variants of {len(added.new_variants)} known names, "
         f"{added.new_graphs} graphs, {added.new_autotune} tuning results, {len(added.rewritten)} compiled again in place, "
@@ -105,8 +109,12 @@ def compare(out: Path, stage: str, start: str) -> int:
     added = json.loads((out / f"added-{stage}-{start}.json").read_text())["added"]
     # find also names files that were there and were written again: the snapshot counts those as changed, not as new
     rewritten = sum(1 for line in inside if line.endswith(".best_config") or "/cache/" in line)
-    print(f"find -newer: {len(inside)} files in the caches, {len(lines) - len(inside)} elsewhere; of those in the caches {rewritten} are tuning results")
-    print(f"snapshot:    {added['files']} new files; difference {len(inside) - added['files']} (tuning results written again: {added['new_autotune']})")
+    print(
+        f"find -newer: {len(inside)} files in the caches, {len(lines) - len(inside)} elsewhere; of those in the caches {rewritten} are tuning results"
+    )
+    print(
+        f"snapshot:    {added['files']} new files; difference {len(inside) - added['files']} (tuning results written again: {added['new_autotune']})"
+    )
     outside = sorted({line.rpartition("/")[0] for line in lines if line not in set(inside)})
     print(f"  elsewhere: {outside[:8]}")
     return 0 if 0 <= len(inside) - added["files"] <= added["new_autotune"] else 1
@@ -119,7 +127,9 @@ def what_is_there(out: Path, stage: str) -> int:
     kernels = list(contents.kernels(taken))
     print(f"=== {stage}: in the caches")
     for group in contents.grouped(kernels):
-        print(f"  {group.entries:5} x {group.name}  {group.arch} triton {group.triton} ptx {group.ptx} ptxas {group.ptxas} warps {group.warps} stages {group.stages}")
+        print(
+            f"  {group.entries:5} x {group.name}  {group.arch} triton {group.triton} ptx {group.ptx} ptxas {group.ptxas} warps {group.warps} stages {group.stages}"
+        )
     for system in contents.systems(taken):
         print(f"  autotuned: {system.choices} shapes for {system.gpu}, CUDA {system.cuda}")
     problems = [*integrity.problems(taken), *integrity.duplicates(kernels)]

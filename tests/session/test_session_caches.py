@@ -271,6 +271,12 @@ def test_a_kill_in_the_middle_by_hand_is_undone(tmp_path: Path, lasting: Path, m
         assert sorted(path.name for path in subject.places[0].path.iterdir()) == names
 
 
+def test_a_running_servers_caches_stay() -> None:
+    with pytest.raises(Refused, match=r"stop it first \(systemctl stop sglang.service\)"):
+        byhand.stopped("systemctl stop sglang.service")
+    byhand.stopped(None)
+
+
 def test_nothing_to_set_aside_is_said(lasting: Path) -> None:
     with pytest.raises(Refused, match="there is no cache to set aside"):
         byhand.set_aside((), Machine(), ())
