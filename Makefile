@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ENGINE := .engine
 
-.PHONY: bench bench-cache demo test lint test-engine soak clean help
+.PHONY: bench bench-cache bench-readiness bench-sampler demo test lint test-engine soak clean help
 .DEFAULT_GOAL := help
 
 help:
@@ -12,7 +12,8 @@ help:
 	@echo "make test         the plugin's own tests"
 	@echo "make lint         ruff, mypy --strict, import contracts"
 	@echo "make test-engine  the tests against a real SGLang on the CPU (installs it into $(ENGINE), 1.8 GB)"
-	@echo "make soak         every fault through the whole suite, and repeated clean runs (long)"
+	@echo "make bench        the benchmarks (raw results in benchmarks/results/)"
+	@echo "make soak         100,000 malformed streams, every fault through the whole suite, repeated clean runs (long)"
 
 $(VENV)/.stamp: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; this is $$($(PYTHON) --version). Try: make demo PYTHON=python3.11"; exit 1; }
@@ -47,8 +48,19 @@ bench: bench-cache
 bench-cache: $(VENV)/.stamp-dev
 	@$(BIN)/python benchmarks/cache/snapshot.py -o benchmarks/results/cache-snapshot.json
 
+# how evenly the power sampler samples beside many streams, and what it costs
+bench: bench-sampler
+bench-sampler: $(VENV)/.stamp-dev
+	@$(BIN)/python benchmarks/sampler/bench.py
+
 soak: $(VENV)/.stamp-dev
+	@$(BIN)/python tests/load/fuzz_streams.py 100000
 	@$(BIN)/python tests/soak.py
+
+bench: bench-readiness
+
+bench-readiness: $(VENV)/.stamp
+	@$(BIN)/python benchmarks/readiness/run.py --starts 50 --output benchmarks/results/readiness.json
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -6,5 +6,5 @@ import pytest
 @pytest.mark.needs_nvlink
 @pytest.mark.sglang_check("nvlink")
 def test_nvlink(sglang_check, nvlink_topology):
-    """Every promised NVLink pair is up with all its links, and the server's GPUs lie on such pairs."""
+    """Every promised NVLink pair is up with all its links, and programs may use them."""
     sglang_check.judge(nvlink_topology.judge())

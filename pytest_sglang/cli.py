@@ -9,7 +9,7 @@ from importlib import import_module
 
 from pytest_sglang.tools import shared
 
-TOOLS = ("init", "wait", "undo", "simulate", "cache", "report", "compare", "history", "merge")
+TOOLS = ("init", "doctor", "wait", "measure", "undo", "simulate", "cache", "timeline", "report", "compare", "history", "merge")
 """Sub-commands in the order of ``--help``; each is a module of its name in pytest_sglang.tools."""
 
 
@@ -27,7 +27,11 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one tool; its exit code. Errors are one clear message on standard error and exit code 4."""
-    arguments = parser().parse_args(argv)
+    try:
+        arguments = parser().parse_args(argv)
+    except SystemExit as ended:
+        # argparse says 2, which is our "interrupted"
+        raise SystemExit(shared.EXIT_USAGE if ended.code == 2 else ended.code) from None
     from pytest_sglang.record.run import RecordError
     from pytest_sglang.record.units import UnitError
     from pytest_sglang.rig.load import RigError

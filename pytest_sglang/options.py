@@ -38,6 +38,7 @@ OPTIONS: tuple[_Option, ...] = (
     _Option("--sglang-set-power", "set the power level, and put it back afterwards; without it the level is only verified", False),
     _Option("--sglang-allow-restart", "allow the server to be restarted through its controller", False),
     _Option("--sglang-allow-cold", "allow a cold start: caches set aside, restarted, put back (implies restarts)", False),
+    _Option("--sglang-max-slowdown", "slow-down in per cent that the suggested power cap of a sweep may cost", "5", "PERCENT"),
     _Option("--sglang-plan", "print what a run would do (requests, restarts, changes, minutes) and touch nothing", False),
     _Option("--sglang-level", "1: seconds, no load; 2: standard; 3: long, with heat soak", "2", "1|2|3", ("1", "2", "3")),
     _Option("--sglang-strict", "a marginal value is inconclusive (exit 6) instead of a pass with a warning", False),
@@ -111,6 +112,19 @@ def power_levels(text: str | None) -> tuple[float, ...]:
     return tuple(levels)
 
 
+def _percent(flag: str, text: str) -> float:
+    """``"5"`` or ``"5 %"`` -> 5.0. Raises UsageError for anything that is not above 0 and below 100."""
+    from pytest_sglang.record import units
+
+    try:
+        value = units.parse(text.strip() if text.strip().endswith("%") else f"{text.strip()} %", "%")
+    except units.UnitError:
+        value = 0.0
+    if not 0 < value < 100:
+        raise pytest.UsageError(f"{flag}={text}: not a percentage between 0 and 100 (write e.g. {flag}=5)")
+    return value
+
+
 def run_options(config: pytest.Config) -> RunOptions:
     """The settings of this run, checked. Raises UsageError."""
     from pytest_sglang.session.options import RunOptions
@@ -134,6 +148,7 @@ def run_options(config: pytest.Config) -> RunOptions:
         allow_cold=bool(got["sglang_allow_cold"]),
         plan=bool(got["sglang_plan"]),
         level=int(got["sglang_level"]),
+        max_slowdown_pct=_percent("--sglang-max-slowdown", got["sglang_max_slowdown"]),
         strict=bool(got["sglang_strict"]),
         require_all=bool(got["sglang_require_all"]),
         keep_cold_cache=bool(got["sglang_keep_cold_cache"]),

@@ -6,6 +6,7 @@ from typing import Any
 
 from pytest_sglang.gpu.guard import Guard, text, then
 from pytest_sglang.gpu.readings import (
+    PERF_POLICIES,
     Clocks,
     GpuProcess,
     Missing,
@@ -17,6 +18,7 @@ from pytest_sglang.gpu.readings import (
     value_or_none,
 )
 from pytest_sglang.judge.hardware import FoundGpu, Unreadable, normal_pci
+from pytest_sglang.judge.health import FoundMemory
 
 _CLOCK_SM, _CLOCK_MEM = 1, 2
 _TEMPERATURE_GPU = 0
@@ -131,6 +133,16 @@ class Card:
         """What limits the clocks now, by name: ``("sw_power_cap",)``; empty = nothing does."""
         return then(self.event_reasons_mask(), reason_names)
 
+    def violations_s(self) -> dict[str, float]:
+        """Seconds since the driver was loaded for which each policy held the clocks; a policy that cannot be read is absent."""
+        held: dict[str, float] = {}
+        for name, policy in PERF_POLICIES.items():
+            answer = self._read("nvmlDeviceGetViolationStatus", policy)
+            seconds: Reading[float] = then(answer, lambda status: int(status.violationTime) / 1e9)
+            if not isinstance(seconds, Missing):
+                held[name] = seconds
+        return held
+
     def performance_state(self) -> Reading[int]:
         """P-state: 0 is the fastest."""
         return then(self._read("nvmlDeviceGetPerformanceState"), int)
@@ -180,6 +192,16 @@ class Card:
         name = f"nvmlDeviceGet{kind}RunningProcesses"
         return self._guard.first(self.label, (name, self._handle), (f"{name}_v3", self._handle), (f"{name}_v2", self._handle))
 
+    def process_name(self, pid: int) -> str:
+        """Name of a process; "unknown" for one of another process-id namespace, or one that is gone."""
+        try:
+            with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
+                named = file.read().strip()
+        except OSError:
+            told = self._guard.call(self.label, "nvmlSystemGetProcessName", pid)
+            named = "" if isinstance(told, Missing) else text(told).rsplit("/", 1)[-1]
+        return named or "unknown"
+
     # --- identity --------------------------------------------------------------------------------------------------------
 
     def compute_capability(self) -> Reading[str]:
@@ -192,6 +214,10 @@ class Card:
         modes: Any = self._read("nvmlDeviceGetEccMode")
         return then(modes, lambda each: bool(each[0]))
 
+    def ecc_corrected(self) -> Reading[int]:
+        """Corrected memory errors since the driver was loaded."""
+        return then(self._read("nvmlDeviceGetTotalEccErrors", 0, 0), int)
+
     def ecc_uncorrected(self) -> Reading[int]:
         """Uncorrected memory errors since the driver was loaded."""
         return then(self._read("nvmlDeviceGetTotalEccErrors", 1, 0), int)
@@ -200,6 +226,19 @@ class Card:
         """Remapped memory rows: for corrected and for uncorrected errors, whether one is pending, whether one failed."""
         rows: Any = self._read("nvmlDeviceGetRemappedRows")
         return then(rows, lambda each: (int(each[0]), int(each[1]), bool(each[2]), bool(each[3])))
+
+    def memory_state(self) -> FoundMemory:
+        """ECC and remapped rows as the judge takes them."""
+        readings: dict[str, Any] = {"ecc": self.ecc(), "uncorrected": self.ecc_uncorrected(), "rows": self.remapped_rows()}
+        missing = {name: each for name, each in readings.items() if isinstance(each, Missing)}
+        plain: dict[str, Any] = {name: value_or_none(each) for name, each in readings.items()}
+        return FoundMemory(
+            index=self.index,
+            uuid=self.uuid,
+            unreadable={name: Unreadable(each.reason, each.permission) for name, each in missing.items()},
+            unsupported=frozenset(name for name, each in missing.items() if each.unsupported),
+            **plain,
+        )
 
     def vbios(self) -> Reading[str]:
         """Version of the card's BIOS."""

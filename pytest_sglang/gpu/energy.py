@@ -16,7 +16,18 @@ from types import TracebackType
 from typing import Any
 
 from pytest_sglang.gpu.card import Card
-from pytest_sglang.gpu.integral import GAP, SERIES_POINTS, Sample, SlowSample, average_w, integrate, nearest, reason_shares, series
+from pytest_sglang.gpu.integral import (
+    GAP,
+    SERIES_POINTS,
+    Sample,
+    SlowSample,
+    average_w,
+    integrate,
+    nearest,
+    reason_shares,
+    series,
+    slow_series,
+)
 from pytest_sglang.gpu.samples import SampleFile
 from pytest_sglang.record.values import Energy
 
@@ -234,7 +245,8 @@ class EnergyWindow(Window):
         zero_s: float | None = None,
         points: int = SERIES_POINTS,
     ) -> dict[str, Any]:
-        """Watts over this window as run.json's ``power_series``, at most ``points`` a card.
+        """Watts over this window as run.json's ``power_series``, at most ``points`` a card: ``w``, and ``c`` (degrees Celsius), ``mhz``
+        (SM clock) and ``held`` (what held the clocks, "" = nothing) at the same moments; None = not read.
 
         Times and ``marks`` (begin, end, label; epoch seconds) become seconds since ``zero_s`` (None: this window's begin);
         ``labels`` are added to the card's entry.
@@ -244,7 +256,10 @@ class EnergyWindow(Window):
         times, watts = series(self._file.fast, self.begin_s, end_s, points)
         return {
             "t": [round(each - zero, 3) for each in times],
-            "gpus": {uuid: {**(labels or {}).get(uuid, {}), "w": values} for uuid, values in watts.items()},
+            "gpus": {
+                uuid: {**(labels or {}).get(uuid, {}), "w": values, **slow_series(self._file.slow.get(uuid, []), times)}
+                for uuid, values in watts.items()
+            },
             "windows": [[round(begin - zero, 3), round(end - zero, 3), label] for begin, end, label in marks],
         }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from pytest_sglang.gpu.readings import (
     FUNCTION_NOT_FOUND,
@@ -24,10 +24,23 @@ _FIELD_ERRORS = {NOT_SUPPORTED: "Not Supported", NO_PERMISSION: "Insufficient Pe
 _NEXT_SPELLING = frozenset({FUNCTION_NOT_FOUND, _DEPRECATED})
 
 
-class Guard:
-    """Calls functions of a pynvml-like module by name."""
+class Binding(Protocol):
+    """What NVML is reached through: the module ``pynvml``, or an object in its place (a stand-in, a test's fake).
 
-    def __init__(self, module: Any) -> None:
+    Its other functions are looked up by name, since each of them may be missing from a binding.
+    """
+
+    def nvmlInit(self) -> None:  # noqa: N802 - NVML's name
+        """Open the driver. Raises an exception with NVML's return code in ``value``."""
+
+    def nvmlShutdown(self) -> None:  # noqa: N802
+        """Let go of it."""
+
+
+class Guard:
+    """Calls functions of a binding by name."""
+
+    def __init__(self, module: Binding) -> None:
         self.module = module
 
     def call(self, label: str, name: str, *arguments: Any) -> Any | Missing:

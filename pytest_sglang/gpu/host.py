@@ -9,9 +9,10 @@ from datetime import datetime
 from pytest_sglang.gpu.power import Run, run_command
 from pytest_sglang.gpu.readings import Missing, Reading
 from pytest_sglang.judge.hardware import normal_pci
-from pytest_sglang.record.values import Finding, Value
+from pytest_sglang.judge.health import GRANT_LOG
+from pytest_sglang.record.values import Finding, Severity, Value
 
-GRANT = 'sudo usermod -aG systemd-journal $USER, then log in again (or waive it in the rig file: unavailable = ["xid"])'
+GRANT = f'{GRANT_LOG} (or waive it in the rig file: unavailable = ["xid"])'
 
 XID: dict[int, tuple[str, str]] = {
     13: ("warn", "graphics engine exception: usually the program, else memory or heat"),
@@ -35,12 +36,22 @@ XID: dict[int, tuple[str, str]] = {
 }
 """Meaning of Xid numbers, shortened from NVIDIA's "XID Errors" document; others count as a warning."""
 
+NVRM: tuple[tuple[str, Severity, str], ...] = (
+    (r"RmInitAdapter failed", "fail", "the driver cannot start a card: power cables, riser, slot; then the driver's installation"),
+    (r"API mismatch", "fail", "library and kernel module have different versions: reboot, or reload the module"),
+    (r"fallen off the bus", "fail", "the card has fallen off the bus: power supply, riser, slot, heat"),
+    (r"GPU Board Serial Number|loading NVIDIA|Persistence mode is deprecated|Unloading", "info", ""),
+)
+"""Messages of the driver that are no Xid, and what to do; others are a warning."""
+
 _XID = re.compile(r"NVRM: Xid \(PCI:([0-9a-fA-F:.]+)\): (\d+),?\s*(.*)")
+_NVRM = re.compile(r"NVRM: (.*)")
+_BUS = re.compile(r"\b([0-9a-fA-F]{4,8}:[0-9a-fA-F]{2}:[0-9a-fA-F]{2})(?:\.[0-7])?\b")
 _LOST = re.compile(r"NVRM: GPU (?:at )?(?:PCI:)?([0-9a-fA-F:.]+?):? .*fallen off the bus")
 
 
 class Xid(Value, frozen=True, kw_only=True):
-    """One message of the driver in the kernel log. ``at_s``: seconds since the epoch."""
+    """One message of the driver in the kernel log. ``at_s``: seconds since the epoch. ``code`` 0: not an Xid, another NVRM message."""
 
     at_s: float
     pci: str
@@ -58,6 +69,12 @@ def xids_since(since_s: float, run: Run = run_command) -> Reading[tuple[Xid, ...
 
     Missing, with the line that grants the right, where neither may be read.
     """
+    found = messages_since(since_s, run)
+    return found if isinstance(found, Missing) else tuple(each for each in found if each.code)
+
+
+def messages_since(since_s: float, run: Run = run_command) -> Reading[tuple[Xid, ...]]:
+    """Every message of the driver (Xid and other NVRM lines) since ``since_s``; as ``xids_since``."""
     lines = _journal(since_s, run)
     if isinstance(lines, Missing):
         by_dmesg = _dmesg(run)
@@ -87,13 +104,17 @@ def _dmesg(run: Run) -> Reading[list[str]]:
 
 
 def parse_line(line: str) -> Xid | None:
-    """The Xid of one kernel log line (``journalctl -o short-unix`` or ``dmesg --time-format=iso``); None = another message."""
+    """The driver's message in one kernel log line (``journalctl -o short-unix`` or ``dmesg --time-format=iso``); None = another message."""
     found = _XID.search(line)
     if found is not None:
         return Xid(at_s=_stamp(line), pci=normal_pci(found[1]), code=int(found[2]), text=found[3].strip())
     lost = _LOST.search(line)
     if lost is not None:
         return Xid(at_s=_stamp(line), pci=normal_pci(lost[1]), code=79, text="GPU has fallen off the bus.")
+    other = _NVRM.search(line)
+    if other is not None:
+        bus = _BUS.search(other[1])
+        return Xid(at_s=_stamp(line), pci=normal_pci(bus[1]) if bus else "", code=0, text=other[1].strip())
     return None
 
 
@@ -109,16 +130,33 @@ def _stamp(line: str) -> float:
             return float("inf")  # a line without a readable time counts as new: better told twice than missed
 
 
-def findings(xids: tuple[Xid, ...], labels: dict[str, str] | None = None) -> tuple[Finding, ...]:
-    """One finding for every Xid number of every card, with its count; ``labels``: names by PCI bus id."""
-    grouped: dict[tuple[str, int], list[Xid]] = {}
+def findings(xids: tuple[Xid, ...], labels: dict[str, str] | None = None, *, only: bool = False) -> tuple[Finding, ...]:
+    """One finding for every Xid number of every card, with its count; ``labels``: names by PCI bus id.
+
+    ``only``: what the kernel says of cards that are not among ``labels`` is a warning at most.
+    """
+    grouped: dict[tuple[str, int, str], list[Xid]] = {}
     for each in xids:
-        grouped.setdefault((each.pci, each.code), []).append(each)
+        grouped.setdefault((each.pci, each.code, "" if each.code else each.text), []).append(each)
     told = []
-    for (pci, code), all_of_it in grouped.items():
-        severity, meaning = XID.get(code, ("warn", "see NVIDIA's XID Errors document"))
-        times = "" if len(all_of_it) == 1 else f", {len(all_of_it)} times"
-        subject = (labels or {}).get(pci, pci)
-        detail = f"Xid {code}{times}: {all_of_it[0].text or meaning}"
-        told.append(Finding("xid", "fail" if severity == "fail" else "warn", subject, detail, meaning))
+    for (pci, code, _), all_of_it in grouped.items():
+        severity, meaning = _meaning(all_of_it[0])
+        if severity == "fail" and only and pci and pci not in (labels or {}):
+            severity = "warn"
+        # the loss of a card is written twice, as an Xid and in words
+        count = len({int(each.at_s) for each in all_of_it}) if code == 79 else len(all_of_it)
+        times = "" if count == 1 else f", {count} times"
+        subject = (labels or {}).get(pci, pci or "driver")
+        head = f"Xid {code}{times}: " if code else "kernel log: "
+        told.append(Finding("xid" if code else "nvrm", severity, subject, f"{head}{all_of_it[0].text or meaning}", meaning))
     return tuple(told)
+
+
+def _meaning(message: Xid) -> tuple[Severity, str]:
+    if message.code:
+        severity, meaning = XID.get(message.code, ("warn", "see NVIDIA's XID Errors document"))
+        return ("fail" if severity == "fail" else "warn"), meaning
+    for pattern, severity, meaning in NVRM:
+        if re.search(pattern, message.text):
+            return severity, meaning
+    return "warn", "a message of the driver that is not known here: read the kernel log around it"

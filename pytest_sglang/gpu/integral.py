@@ -11,7 +11,7 @@ import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pytest_sglang.gpu.readings import EVENT_REASONS, reason_names
 from pytest_sglang.record.values import Energy
@@ -116,7 +116,10 @@ def _by_counter(
 ) -> Energy:
     """The counter's delta, interpolated between its steps at both edges.
 
-    The stated error is half a step at each edge: what the interpolation can be wrong by when the load changes inside a step.
+    Whole steps would be up to a step old at each edge, and where a load begins inside the window the edges do not cancel: half a step
+    of 616 W less half a step of 129 W is 8 W over 3 s, which is what the recorded decode shows (507 W by whole steps, 514 W
+    interpolated, and 515 W for the same window from edges moved into steady power). The stated error is half a step at each edge:
+    what the interpolation can be wrong by when the load changes inside a step.
     """
     begin_j, begin_error = _at(steps, last_s, begin_s)
     end_j, end_error = _at(steps, last_s, end_s)
@@ -226,3 +229,35 @@ def series(
             counts[position] += 1
         watts[gpu] = [round(total / count, 2) if count else None for total, count in zip(sums, counts, strict=True)]
     return times, watts
+
+
+def slow_series(samples: Sequence[SlowSample], times: Sequence[float], within_s: float = 1.5) -> dict[str, list[Any]]:
+    """Temperature, SM clock and what held the clocks at each of ``times``, from the slow sample next to it (None: none near).
+
+    ``held``: the weightiest reason beside idling, "gpu_idle" for an idle card, "" where nothing held it.
+    """
+    found: dict[str, list[Any]] = {"c": [], "mhz": [], "held": []}
+    position = 0
+    for t_s in times:
+        while position + 1 < len(samples) and abs(samples[position + 1].t_s - t_s) <= abs(samples[position].t_s - t_s):
+            position += 1
+        near = samples[position] if samples and abs(samples[position].t_s - t_s) <= within_s else None
+        found["c"].append(None if near is None else near.temperature_c)
+        found["mhz"].append(None if near is None else near.sm_mhz)
+        found["held"].append(None if near is None or near.reasons is None else _weightiest(near.reasons))
+    return found
+
+
+def _weightiest(mask: int) -> str:
+    """Of several reasons the special one: a power brake sets "hw_slowdown" too, and heat comes with the power cap."""
+    names = reason_names(mask)
+    order = (
+        "hw_power_brake_slowdown",
+        "hw_thermal_slowdown",
+        "sw_thermal_slowdown",
+        "hw_slowdown",
+        *(name for name in names if name not in ("sw_power_cap", "gpu_idle")),
+        "sw_power_cap",
+        "gpu_idle",
+    )
+    return next((name for name in order if name in names), "")

@@ -21,7 +21,13 @@ _ANCESTORS = {0: "PSB", 10: "PIX", 20: "PXB", 30: "PHB", 40: "NODE", 50: "SYS"}
 """nvmlGpuTopologyLevel_t as nvidia-smi prints it (nvml.h)."""
 _P2P = {0: "OK", 1: "CNS", 2: "GNS", 3: "TNS", 4: "DR", 5: "NS", 6: "U"}
 """nvmlGpuP2PStatus_t as ``nvidia-smi topo -p2p`` prints it."""
-_P2P_NVLINK = 2
+_P2P_READ, _P2P_NVLINK = 0, 2
+"""nvmlGpuP2PCapsIndex_t: peer reads over whatever joins two cards, and NVLink between them."""
+_FI_SPEED_COMMON = 90
+_FI_SPEED = (84, 85, 86, 87, 88, 89, 132, 133, 134, 135, 136, 137)
+"""NVML_FI_DEV_NVLINK_SPEED_MBPS_COMMON and ..._L0 to ..._L11; later links have no field of their own."""
+VERSIONS = {1: "1.0", 2: "2.0", 3: "2.2", 4: "3.0", 5: "3.1", 6: "4.0", 7: "5.0", 8: "6.0"}
+"""nvmlNvlinkVersion_t as people write it."""
 _REMOTE = {0: "gpu", 1: "npu", 2: "switch"}
 ERROR_COUNTERS = {0: "replay", 1: "recovery", 2: "crc flit", 3: "crc data"}
 """nvmlNvLinkErrorCounter_t (nvml.h)."""
@@ -39,7 +45,7 @@ LEGEND = """Legend:
 
 
 class Link(Value, frozen=True, kw_only=True):
-    """One NVLink of one card. ``remote_pci`` and ``version`` None = not readable (an inactive link tells no partner)."""
+    """One NVLink of one card. None = not readable (an inactive link tells no partner). ``version`` is NVML's number."""
 
     gpu: int
     link: int
@@ -47,6 +53,8 @@ class Link(Value, frozen=True, kw_only=True):
     remote_pci: str | None = None
     remote_type: Literal["gpu", "npu", "switch"] | None = None
     version: int | None = None
+    mbyte_s: int | None = None
+    """Speed in one direction, MB a second."""
 
 
 class Node(Value, frozen=True, kw_only=True):
@@ -68,6 +76,8 @@ class Topology(Value, frozen=True, kw_only=True):
     """Nearest common PCIe ancestor of two cards, as NVML's level; None = not readable."""
     p2p_nvlink: dict[tuple[int, int], str] = {}
     """NVLink peer-to-peer status of two cards as ``nvidia-smi topo -p2p n`` prints it; absent = not readable."""
+    p2p_read: dict[tuple[int, int], str] = {}
+    """Peer reads between two cards, over NVLink or PCIe, as ``nvidia-smi topo -p2p r`` prints it; absent = not readable."""
 
     @property
     def pairs(self) -> dict[tuple[int, int], int]:
@@ -127,6 +137,15 @@ class Topology(Value, frozen=True, kw_only=True):
         notes = [f"NVLink of GPU {', '.join(map(str, self.unreadable))}: {'; '.join(reasons)}"] if reasons else []
         return "\n".join([*rows, "", *notes, LEGEND])
 
+    @property
+    def p2p_matrix(self) -> list[list[str]]:
+        """GPU-GPU cells of ``nvidia-smi topo -p2p n``: X, OK, CNS, GNS, TNS, DR, NS; "N/A" = not readable."""
+        rows = []
+        for row in self.cards:
+            keys = [(min(row.index, column.index), max(row.index, column.index)) for column in self.cards]
+            rows.append(["X" if one == other else self.p2p_nvlink.get((one, other), "N/A") for one, other in keys])
+        return rows
+
     def pairs_of(self, gpus: Iterable[int]) -> tuple[tuple[int, int], ...]:
         """Bridged pairs that lie wholly inside these GPUs."""
         inside = set(gpus)
@@ -141,7 +160,8 @@ class Topology(Value, frozen=True, kw_only=True):
     def found(self) -> FoundLinks:
         """The links as the judge takes them."""
         unreadable = {index: Unreadable(missing.reason, missing.permission) for index, missing in self.unreadable.items()}
-        return FoundLinks(pairs=self.pairs, unreadable=unreadable)
+        levels = {pair: level for pair, level in self.ancestors.items() if level is not None}
+        return FoundLinks(pairs=self.pairs, unreadable=unreadable, p2p=self.p2p_nvlink, levels=levels)
 
 
 def read(nvml: Nvml, cards: Sequence[Card] | None = None) -> Topology:
@@ -157,16 +177,24 @@ def read(nvml: Nvml, cards: Sequence[Card] | None = None) -> Topology:
         else:
             links.extend(own)
     ancestors: dict[tuple[int, int], int | None] = {}
-    p2p: dict[tuple[int, int], str] = {}
+    p2p: dict[int, dict[tuple[int, int], str]] = {_P2P_READ: {}, _P2P_NVLINK: {}}
     for one, other in combinations(cards, 2):
         key = (one.index, other.index)
         level = guard.call(one.label, "nvmlDeviceGetTopologyCommonAncestor", one.handle, other.handle)
         ancestors[key] = None if isinstance(level, Missing) else int(level)
-        status = guard.call(one.label, "nvmlDeviceGetP2PStatus", one.handle, other.handle, _P2P_NVLINK)
-        if not isinstance(status, Missing):
-            p2p[key] = _P2P.get(int(status), "U")
+        for kind, found in p2p.items():
+            status = guard.call(one.label, "nvmlDeviceGetP2PStatus", one.handle, other.handle, kind)
+            if not isinstance(status, Missing):
+                found[key] = _P2P.get(int(status), "U")
     nodes = tuple(Node(index=card.index, uuid=card.uuid, pci=card.pci) for card in cards)
-    return Topology(cards=nodes, links=tuple(links), unreadable=unreadable, ancestors=ancestors, p2p_nvlink=p2p)
+    return Topology(
+        cards=nodes,
+        links=tuple(links),
+        unreadable=unreadable,
+        ancestors=ancestors,
+        p2p_nvlink=p2p[_P2P_NVLINK],
+        p2p_read=p2p[_P2P_READ],
+    )
 
 
 def _links(guard: Guard, card: Card) -> Reading[list[Link]]:
@@ -194,7 +222,17 @@ def _link(guard: Guard, card: Card, number: int, active: bool) -> Link:
         remote_pci=None if isinstance(remote, Missing) else normal_pci(text(remote.busId)),
         remote_type=None if isinstance(kind, Missing) else _REMOTE.get(int(kind)),  # type: ignore[arg-type]
         version=None if isinstance(version, Missing) else int(version),
+        mbyte_s=_speed(guard, card, number) if active else None,
     )
+
+
+def _speed(guard: Guard, card: Card, number: int) -> int | None:
+    if number < len(_FI_SPEED):
+        own = guard.field(card.label, card.handle, f"NVML_FI_DEV_NVLINK_SPEED_MBPS_L{number}", _FI_SPEED[number])
+        if not isinstance(own, Missing) and own > 0:
+            return int(own)
+    common = guard.field(card.label, card.handle, "NVML_FI_DEV_NVLINK_SPEED_MBPS_COMMON", _FI_SPEED_COMMON)
+    return int(common) if not isinstance(common, Missing) and common > 0 else None
 
 
 def link_errors(nvml: Nvml, cards: Sequence[Card], topology: Topology) -> dict[str, int]:

@@ -6,7 +6,7 @@ from types import TracebackType
 from typing import Any
 
 from pytest_sglang.gpu.card import Card
-from pytest_sglang.gpu.guard import Guard, text, then
+from pytest_sglang.gpu.guard import Binding, Guard, text, then
 from pytest_sglang.gpu.readings import (
     Clocks,
     GpuLost,
@@ -36,7 +36,8 @@ __all__ = [
 _WHY_NOT = {
     9: "the library is there, but the kernel driver is not loaded (modprobe nvidia, or reboot after a kernel update)",
     12: "the library is not installed (install the NVIDIA driver; a container needs --gpus all)",
-    18: "library and kernel module have different versions (after a driver update reboot, or reload the module)",
+    18: "library and kernel module have different versions (after a driver update reboot, or reload the module: "
+    "sudo rmmod nvidia_uvm nvidia_drm nvidia_modeset nvidia && sudo modprobe nvidia)",
     4: "this user may not talk to the driver (check the rights of /dev/nvidia*)",
 }
 """Return codes of nvmlInit (nvml.h) as a person can act on them."""
@@ -52,7 +53,7 @@ class Nvml:
         """Cards that the driver counts but does not hand out, by index: a card that fell off the bus is among them."""
 
     @classmethod
-    def open(cls, module: Any | None = None) -> Nvml:
+    def open(cls, module: Binding | None = None) -> Nvml:
         """Open NVML through ``module`` (None: pynvml). Raises NoDriver with one clear sentence."""
         binding = _pynvml() if module is None else module
         try:

@@ -33,6 +33,10 @@ EVENT_REASONS: dict[int, str] = {
 """Bits of nvmlDeviceGetCurrentClocksEventReasons (nvml.h; the last two are named by newer drivers only)."""
 
 
+PERF_POLICIES: dict[str, int] = {"power": 0, "thermal": 1, "sync_boost": 2, "board_limit": 3, "reliability": 5}
+"""Policies of nvmlDeviceGetViolationStatus (nvml.h, enum nvmlPerfPolicyType_t) that say what held the clocks."""
+
+
 class Missing(msgspec.Struct, frozen=True):
     """A reading that could not be taken: why, and whether a permission would have given it. ``code`` is NVML's return code."""
 

@@ -50,14 +50,16 @@ def judged(active: Active, item: pytest.Item) -> Iterator[None]:
         scope.not_checked = str(reason)
         pytest.skip(str(reason))
     except CheckFailed as error:
-        pytest.fail(str(error), pytrace=False)
+        raise pytest.fail.Exception(str(error), pytrace=False) from None
     except Inconclusive as error:
         scope.close_inconclusive(error)
         raise
     except Exception as error:
         told = scope.explain(error)
         if told is not None:
-            pytest.fail(told, pytrace=False)
+            from pytest_sglang.session import judging
+
+            raise pytest.fail.Exception(f"{told}\n{judging.details(error)}".rstrip(), pytrace=False) from None
         if _through_us(error):
             # a mistake of the plugin's is no fault of the rig's: it could not measure
             broken = Inconclusive(f"internal error of pytest-sglang: {type(error).__name__}: {error}")

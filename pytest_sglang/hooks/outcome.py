@@ -55,6 +55,7 @@ def _record(active: Active, item: pytest.Item, call: pytest.CallInfo[None], repo
         return
     if scope is None or active.recorder is None:
         return
+    active.unchecked.update({(part, None): why for part, why in scope.left_out.items()})
     failed = report.failed and not getattr(report, "sglang_inconclusive", None)
     check = scope.to_check(
         promise=plan.promise,

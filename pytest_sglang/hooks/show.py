@@ -2,68 +2,48 @@
 
 from __future__ import annotations
 
-import time
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import pytest
 
 from pytest_sglang.hooks.active import Active
+from pytest_sglang.session.live import MovingLine
 
 
-class TerminalProgress:
-    """One line that moves on a terminal; in a CI log a plain line for every 30 s that something lasts; nothing under -q."""
-
-    EVERY_S = 30.0
+class TerminalProgress(MovingLine):
+    """A moving line below the one that pytest is writing, through pytest's own capture."""
 
     def __init__(self, config: pytest.Config) -> None:
-        self._config = config
         self._writer: Any = config.get_terminal_writer()
-        self._quiet = config.get_verbosity() < 0
-        self._tty = bool(getattr(self._writer, "hasmarkup", False)) and self._writer._file.isatty()
-        self._last = time.monotonic()
-        self._drawn = False
+        self._config = config
+        with self._uncaptured():
+            super().__init__(self._writer._file, quiet=config.get_verbosity() < 0)
+        self.moves = self.moves and bool(getattr(self._writer, "hasmarkup", False))
 
-    def update(self, text: str | None) -> None:
-        """Show ``text`` as what is going on now; None clears the line."""
-        if self._quiet:
-            return
-        now = time.monotonic()
-        if self._tty:
-            if text is None:
-                if self._drawn:
-                    self._write(self._cleared())
-                self._drawn = False
-                return
-            if now - self._last < 0.1:
-                return
-            # on a line of its own, so that pytest's "test_x.py" before it stays
-            begin = "\r\x1b[2K" if self._drawn else "\n"
-            self._last, self._drawn = now, True
-            self._write(begin + _fit(text, self._writer.fullwidth - 1))
-        elif text is None:
-            self._last = now
-        elif now - self._last >= self.EVERY_S:
-            self._last = now
-            self._write(f"\n  {text}\n")
+    def opened(self) -> str:
+        # on a line of its own, so that pytest's "test_x.py" before it stays
+        return "\n"
 
-    def _cleared(self) -> str:
-        """Erase our line and go back to where pytest stands in the line above."""
+    def cleared(self) -> str:
+        # erase our line and go back to where pytest stands in the line above
         column = self._writer.width_of_current_line
         return "\r\x1b[2K\x1b[1A" + (f"\x1b[{column}C" if column else "")
 
-    def _write(self, text: str) -> None:
+    def paragraph(self) -> str:
+        return "\n  "
+
+    def write(self, begin: str, line: str = "", end: str = "") -> None:
+        with self._uncaptured():
+            super().write(begin, line, end)
+
+    def _uncaptured(self) -> AbstractContextManager[None]:
+        """While a test runs, the terminal's own descriptor is behind pytest's capture: what it is can be asked only here."""
         capture = self._config.pluginmanager.getplugin("capturemanager")
         if capture is None:
-            self._writer._file.write(text)
-            self._writer._file.flush()
-            return
-        with capture.global_and_fixture_disabled():
-            self._writer._file.write(text)
-            self._writer._file.flush()
-
-
-def _fit(text: str, width: int) -> str:
-    return text if len(text) <= width else text[: max(width - 1, 0)] + "…"
+            return nullcontext()
+        found: AbstractContextManager[None] = capture.global_and_fixture_disabled()
+        return found
 
 
 def promises(active: Active, terminalreporter: Any) -> None:

@@ -28,11 +28,12 @@ class Observed(Value, frozen=True, kw_only=True):
 
     Dictionaries are by the card's label ("GPU 2"). ``links_missing``: serving pairs without all their links ("GPU 2-3: no link").
     ``reasons``: shares of the measured time by clocks event reason. ``pcie``: (width now, promised width). ``slowdown_c``: where
-    the card begins to slow down. ``cuda_graph``: False when the log's decode lines say that no graph was used.
+    the card begins to slow down. ``misplaced``: what is wrong about the cards on which the server runs. ``cuda_graph``: False when the log's decode lines say that no graph was used.
     """
 
     power_w: float | None = None
     enforced_w: dict[str, float] | None = None
+    misplaced: tuple[str, ...] | None = None
     links_missing: tuple[str, ...] | None = None
     reasons: dict[str, dict[str, float]] | None = None
     foreign_processes: tuple[str, ...] | None = None
@@ -51,6 +52,7 @@ def slow_decode(seen: Observed) -> str:
     found: list[str] = []
     for name, answer in (
         ("power limit", _power(seen)),
+        ("placement", seen.misplaced),
         ("NVLink", seen.links_missing and [f"NVLink is missing on serving cards ({'; '.join(seen.links_missing)})"]),
         ("throttling", _throttled(seen)),
         ("temperature", _hot(seen)),
@@ -84,14 +86,18 @@ def _power(seen: Observed) -> list[str] | None:
 
 
 def _throttled(seen: Observed) -> list[str] | None:
-    if seen.reasons is None:
-        return None
-    return [
-        f"{label} was {_SLOWING[reason]} for {shares[reason] * 100:.0f} % of the time"
-        for label, shares in seen.reasons.items()
-        for reason in _SLOWING
-        if shares.get(reason, 0.0) >= _SHARE
-    ]
+    return None if seen.reasons is None else throttled(seen.reasons)
+
+
+def throttled(reasons: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """What held each card beside the power cap, from shares of time by clocks event reason; the special reason, not "slowdown" too."""
+    found = []
+    for label, shares in reasons.items():
+        held = [reason for reason in _SLOWING if shares.get(reason, 0.0) >= _SHARE]
+        special = any(reason.startswith("hw_") and reason != "hw_slowdown" for reason in held)
+        kept = [reason for reason in held if not (special and reason == "hw_slowdown")]
+        found += [f"{label} was {_SLOWING[reason]} for {shares[reason] * 100:.0f} % of the time" for reason in kept]
+    return found
 
 
 def _hot(seen: Observed) -> list[str] | None:

@@ -1,4 +1,4 @@
-"""Are the cards what was promised? Identity, power limit, PCIe, clocks: pure judgements on plain values."""
+"""Are the cards what was promised? Identity, power limit, PCIe: pure judgements on plain values."""
 
 from __future__ import annotations
 
@@ -13,18 +13,6 @@ from pytest_sglang.rig.model import GpuPromise
 
 TOLERANCE_W = 1.0
 """A driver rounds a limit to its own steps; a watt is no lost limit."""
-
-EXPECTED_REASONS = frozenset({"gpu_idle", "sw_power_cap", "applications_clocks_setting", "display_clock_setting"})
-"""Clocks event reasons that are no fault: on a power-capped card the software power cap *is* the normal state."""
-_FAULTY_REASONS = {
-    "hw_thermal_slowdown": "the card is too hot and halves its clocks: check fans, dust, air flow",
-    "sw_thermal_slowdown": "the card is warm enough to lower its clocks: check fans and air flow",
-    "hw_power_brake_slowdown": "an outside power brake holds the card: check the power supply and its cables",
-    "hw_slowdown": "the card protects itself (heat or power brake): check cooling and power cables",
-    "sync_boost": "sync boost ties the card to the slowest of its group: nvidia-smi boost-slider or the sync group",
-    "board_limit": "the board's own limit holds the card: check power cables",
-    "reliability": "the voltage limit holds the card",
-}
 
 
 class Unreadable(NamedTuple):
@@ -192,7 +180,9 @@ def pcie_under_load(
     if not seen and "pcie" not in unavailable:
         findings.append(unknown("pcie", "PCIe", "link under load", Unreadable("no promised card worked in the measurement")))
     good = "PCIe links under load are as promised"
-    return conclude(findings, good=good, quantity="pcie_gen" if gens else None, measured=measured)
+    wanted_gens = [promise.pcie_gen for promise, gpu in zip(promised, loaded, strict=True) if gpu and promise.pcie_gen is not None]
+    limit = Limit(">=", min(wanted_gens), "") if wanted_gens and gens else None
+    return conclude(findings, good=good, quantity="pcie_gen" if gens else None, measured=measured, limit=limit)
 
 
 # --- power --------------------------------------------------------------------------------------------------------------------
@@ -228,7 +218,11 @@ def power_total(watts: float, gpus: Sequence[FoundGpu], all_found: Sequence[Foun
 def power_limit(
     promised: Sequence[GpuPromise], found: Sequence[FoundGpu], watts: float, *, unavailable: frozenset[str] = frozenset()
 ) -> Judgement:
-    """Every promised GPU: requested = enforced = ``watts`` (1 W), inside the card's range; persistence mode on where promised."""
+    """Every promised GPU: requested = enforced = ``watts`` (1 W), inside the card's range; persistence mode on.
+
+    Persistence mode that is off fails where the rig file promises it and is a warning where it says nothing; ``persistence = false``
+    accepts it.
+    """
     findings: list[Finding] = []
     worst: float | None = None
     for promise, gpu in zip(promised, match(promised, found), strict=True):
@@ -237,8 +231,8 @@ def power_limit(
             continue
         if "power_limit" not in unavailable:
             findings.extend(_limit(gpu, watts))
-        if promise.persistence and "persistence" not in unavailable:
-            findings.extend(_persistence(gpu, watts))
+        if promise.persistence is not False and "persistence" not in unavailable:
+            findings.extend(_persistence(gpu, watts, promised=promise.persistence is True))
         if gpu.enforced_w is not None and (worst is None or abs(gpu.enforced_w - watts) > abs(worst - watts)):
             worst = gpu.enforced_w
     measured = {} if worst is None else {"enforced_power_limit_w": Measurement(worst, "W")}
@@ -274,43 +268,23 @@ def _limit(gpu: FoundGpu, watts: float) -> list[Finding]:
     return [Finding("power-limit", "fail", gpu.label, detail, remedy)]
 
 
-def _persistence(gpu: FoundGpu, watts: float) -> list[Finding]:
+def _persistence(gpu: FoundGpu, watts: float, *, promised: bool) -> list[Finding]:
+    """Off: broken where it is promised, a warning where the rig file says nothing of it."""
     if gpu.persistence is None:
-        return [unknown("persistence", gpu.label, "persistence mode", gpu.unreadable.get("persistence"))]
+        return [unknown("persistence", gpu.label, "persistence mode", gpu.unreadable.get("persistence"))] if promised else []
     if gpu.persistence:
         return []
     detail = f"persistence mode is off: the limit of {watts:g} W is lost when the driver unloads"
     remedy = f"nvidia-smi -i {gpu.index} -pm 1, or enable nvidia-persistenced.service"
-    return [Finding("persistence", "fail", gpu.label, detail, remedy)]
-
-
-def clocks(shares: Mapping[str, Mapping[str, float]], *, labels: Mapping[str, str] | None = None) -> tuple[Finding, ...]:
-    """What limited each card over a load, from shares of time by reason (see gpu.energy.reason_shares); keyed by UUID.
-
-    The software power cap is expected; thermal, hardware, power brake and sync reasons are warnings from 1 % of the time on.
-    """
-    findings = []
-    for uuid, reasons in shares.items():
-        label = (labels or {}).get(uuid, uuid)
-        if not reasons:
-            findings.append(Finding("clocks", "info", label, "what limits the clocks is not readable"))
-            continue
-        for reason, remedy in _FAULTY_REASONS.items():
-            if reasons.get(reason, 0.0) >= 0.01:
-                detail = f"{reason} held the clocks for {reasons[reason] * 100:.0f} % of the time"
-                findings.append(Finding("clocks", "warn", label, detail, remedy))
-        if reasons.get("sw_power_cap", 0.0) == 0.0:
-            plateau = "the power cap never bound: a plateau, more watts would not be faster"
-            findings.append(Finding("cap-not-binding", "info", label, plateau))
-    return tuple(findings)
+    return [Finding("persistence", "fail" if promised else "warn", gpu.label, detail, remedy)]
 
 
 # --- shared by every judgement of hardware --------------------------------------------------------------------------------------
 
-_GRANT = "run as root, or give this user access to /dev/nvidia* (group video or render)"
+GRANT = "run as root, or give this user access to /dev/nvidia* (group video or render)"
 
 
-def unknown(kind: str, subject: str, what: str, why: Unreadable | None, grant: str = _GRANT) -> Finding:
+def unknown(kind: str, subject: str, what: str, why: Unreadable | None, grant: str = GRANT) -> Finding:
     """A promised reading that could not be taken: it makes its judgement inconclusive, never pass."""
     reason = why.reason if why is not None else "no reason given"
     remedy = grant if why is not None and why.permission else f'or waive it in the rig file: unavailable = ["{kind}"]'
@@ -331,7 +305,7 @@ def conclude(
     speaking = failed or unread
     verdict: Verdict = "fail" if failed else "inconclusive" if unread else "pass"
     message = "; ".join(f"{each.subject} {each.detail}" for each in speaking) or good
-    cause = f"{speaking[0].detail}: {speaking[0].remedy}" if speaking else None
+    cause = f"{speaking[0].subject} {speaking[0].detail}: {speaking[0].remedy}" if speaking else None
     return Judgement(
         verdict=verdict,
         message=message,

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple, TypeAlias
 
+from pytest_sglang.judge import lag as judge_lag
 from pytest_sglang.judge import stats
 from pytest_sglang.judge.stats import Interval
 from pytest_sglang.judge.verdict import Judgement
@@ -187,6 +188,9 @@ def min_throughput(
         return _inconclusive(message, reason, name, measured, bound)
     here, there = _told_apart(rate.median, min_tok_s, "tok/s")
     said = f"{here}{kind}{level}, promised at least {there}"
+    lag = _lag_could_decide(throughput, rate, min_tok_s, tolerance)
+    if lag is not None:
+        return _inconclusive(f"{said}: not decided, {lag}", lag, name, measured, bound)
     if rate.low >= min_tok_s or rate.high < min_tok_s:
         sure = f"{said} ({throughput.confidence * 100:g} % confident)"
         return _compared(rate.low >= min_tok_s, sure, name, measured, bound, cause)
@@ -253,6 +257,22 @@ def _no_sample(throughput: Throughput, rate: _Rate) -> str | None:
     if rate.rounds < MIN_ROUNDS:
         return f"too few rounds ({rate.rounds}, at least {MIN_ROUNDS})"
     return None
+
+
+def _lag_could_decide(throughput: Throughput, rate: _Rate, min_tok_s: float, tolerance: float) -> str | None:
+    """Whether the interval would lie elsewhere, seen from the limit, had the client not been late; None = it would not."""
+    assert rate.low is not None
+    assert rate.high is not None
+    low, high = judge_lag.rate_range(throughput, rate.low, rate.high, end_to_end=rate.quantity == "end_to_end")
+    passed, failed = rate.low >= min_tok_s, rate.high < min_tok_s
+    if passed or failed:
+        changed = low < min_tok_s if passed else high >= min_tok_s
+    else:
+        # undecided is decided as marginal where it lies near: not where the lag alone moves it further
+        changed = max(high / rate.high, rate.low / low) > 1 + tolerance
+    if not changed:
+        return None
+    return f"the client's own lag of {throughput.client_lag_s * 1000:.3g} ms could have changed the verdict"
 
 
 def _more_rounds(rounds: int, median: float, low: float, high: float, limit: float) -> str:

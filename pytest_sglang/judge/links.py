@@ -1,8 +1,8 @@
-"""Do the bridges carry, and does the server lie on them? Pure judgements on plain values."""
+"""Do the bridges carry, and which cards are joined best? Pure judgements on plain values."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import combinations
 
 from pytest_sglang.judge.hardware import FoundGpu, Unreadable, conclude, match, unknown
@@ -13,15 +13,21 @@ from pytest_sglang.rig.model import GpuPromise, NvlinkPromise
 
 Pair = tuple[int, int]
 
+FARTHEST = 60
+"""Taken for two cards whose common PCIe ancestor is not known: behind every known level."""
+
 
 class FoundLinks(Value, frozen=True, kw_only=True):
     """NVLink as found. ``pairs``: active links between two GPUs, by NVML index (smaller first); a pair without any is absent.
 
-    ``unreadable``: cards whose links cannot be read at all, by index.
+    ``unreadable``: cards whose links cannot be read at all, by index. ``p2p``: NVLink peer-to-peer status, "OK" where programs can
+    use the links. ``levels``: nearest common PCIe ancestor, NVML's number, the smaller the nearer.
     """
 
     pairs: dict[Pair, int] = {}
     unreadable: dict[int, Unreadable] = {}
+    p2p: dict[Pair, str] = {}
+    levels: dict[Pair, int] = {}
 
     def between(self, one: int, other: int) -> int:
         """Active links between two GPUs."""
@@ -83,9 +89,9 @@ def _pair(one: FoundGpu, other: FoundGpu, wanted: int | None, links: FoundLinks)
             return unknown("nvlink", subject, f"NVLink of {gpu.label}", links.unreadable[gpu.index]), None
     active = links.between(one.index, other.index)
     if active >= (wanted if wanted is not None else 1):
-        return None, active
+        return _unusable(subject, links.p2p.get((min(one.index, other.index), max(one.index, other.index)))), active
     if active > 0:
-        detail = f"{active} of {wanted} NVLink links are up"
+        detail = f"only {active} of {wanted} NVLink links are up"
         return Finding(
             "nvlink-partial", "fail", subject, detail, "the bridge sits half: power off, reseat it, clean its contacts"
         ), active
@@ -105,61 +111,26 @@ def _pair(one: FoundGpu, other: FoundGpu, wanted: int | None, links: FoundLinks)
     ), 0
 
 
-def placement(
-    serving: Sequence[int] | Unreadable,
-    wanted: Sequence[int] | None,
-    links: FoundLinks,
-    *,
-    tp: int | None = None,
-    all_gpus: Iterable[int] = (),
-    unavailable: frozenset[str] = frozenset(),
-) -> Judgement:
-    """The server's GPUs (NVML indices, from its process ids) are the promised ones and lie on bridged pairs.
-
-    ``serving`` Unreadable: inconclusive, for instance where a container hides process ids. ``tp``: tensor parallel size.
-    """
-    if "placement" in unavailable:
-        return conclude((), good="the server's GPUs: not checked, waived in the rig file")
-    if isinstance(serving, Unreadable):
-        return conclude([unknown("placement", "server", "the GPUs that it runs on", serving)], good="")
-    here = sorted(serving)
-    shown = ", ".join(map(str, here))
-    findings: list[Finding] = []
-    if wanted is not None and here != sorted(wanted):
-        detail = f"runs on GPUs {shown}, promised {', '.join(map(str, sorted(wanted)))}"
-        remedy = "set CUDA_VISIBLE_DEVICES with CUDA_DEVICE_ORDER=PCI_BUS_ID, or --base-gpu-id"
-        findings.append(Finding("placement", "fail", "server", detail, remedy))
-    alone = _alone(here, links)
-    if alone:
-        better = best_gpus(len(here), links, sorted({*all_gpus, *here}))
-        detail = f"runs on GPUs {shown}: " + "; ".join(alone)
-        remedy = f"choose GPUs {', '.join(map(str, better))}" if better != tuple(here) else "no better choice of GPUs here"
-        findings.append(Finding("placement-pairs", "fail", "server", detail, remedy))
-    kind = custom_all_reduce(here, links, tp)
-    good = f"the server runs on GPUs {shown}" + (
-        "" if kind is None else f"; custom all-reduce is expected to be {'on' if kind else 'off'}"
+def _unusable(subject: str, status: str | None) -> Finding | None:
+    """Links are up, but no program may use them: SGLang asks for this very status. None = usable, or not readable."""
+    if status in (None, "OK", "U"):
+        return None
+    detail = f"the links are up, but NVLink peer-to-peer is off (status {status} of nvidia-smi topo -p2p n)"
+    remedy = (
+        "look at nvidia-smi topo -p2p n; IOMMU and virtualisation settings, the fabric manager, or a registry key of the driver"
     )
-    return conclude(findings, good=good)
-
-
-def _alone(serving: Sequence[int], links: FoundLinks) -> list[str]:
-    """Serving GPUs whose bridged partners all stay outside, though the server runs on several."""
-    if len(serving) < 2:
-        return []
-    told = []
-    for index in serving:
-        partners = links.partners(index)
-        if partners and not set(partners) & set(serving):
-            told.append(f"GPU {index} is bridged to GPU {', '.join(map(str, partners))}, which does not serve")
-    return told
+    return Finding("nvlink-p2p", "fail", subject, detail, remedy)
 
 
 def best_gpus(count: int, links: FoundLinks, gpus: Sequence[int]) -> tuple[int, ...]:
-    """The ``count`` GPUs with the most NVLink links among themselves; of equals those with the lowest indices."""
-    return max(
-        combinations(sorted(gpus), min(count, len(gpus))),
-        key=lambda chosen: (sum(links.between(a, b) for a, b in combinations(chosen, 2)), [-index for index in chosen]),
-    )
+    """The ``count`` GPUs with the most NVLink links among themselves; of equals the nearest over PCIe, then the lowest indices."""
+
+    def worth(chosen: tuple[int, ...]) -> tuple[int, int, list[int]]:
+        pairs = list(combinations(chosen, 2))
+        far = sum(links.levels.get(pair, FARTHEST) for pair in pairs)
+        return sum(links.between(a, b) for a, b in pairs), -far, [-index for index in chosen]
+
+    return max(combinations(sorted(gpus), min(count, len(gpus))), key=worth)
 
 
 def custom_all_reduce(serving: Sequence[int], links: FoundLinks, tp: int | None = None) -> bool | None:

@@ -105,6 +105,7 @@ class AnswerReader:
     __slots__ = (
         "_asked",
         "_cached",
+        "_closing",
         "_content_at",
         "_counts",
         "_done",
@@ -131,6 +132,7 @@ class AnswerReader:
         self._matched: int | str | None = None
         self._failure: str | None = None
         self._done = False
+        self._closing = False
         self._prompt: int | None = None
         self._cached: int | None = None
         self._meta: _Meta | None = None
@@ -145,13 +147,22 @@ class AnswerReader:
         if self._failure is None:
             self._failure = why
 
-    def read(self, payloads: Sequence[bytes], at_ns: int) -> None:
-        """The events of one read, whose last byte arrived at ``at_ns`` (epoch, ns)."""
+    @property
+    def tokens(self) -> int:
+        """Tokens that have arrived so far, by the server's count."""
+        return self._total or 0
+
+    def read(self, payloads: Sequence[bytes], at_ns: int, *, exact: bool = True) -> None:
+        """The events of one read, whose last byte arrived at ``at_ns`` (epoch, ns).
+
+        ``exact`` False: that byte belongs to an event of which more is to come, so that not even the last whole event has a time
+        of its own.
+        """
         before = len(self._counts)
-        last = len(payloads) - 1
-        mark = EXACT
+        last = len(payloads) - 1 if exact else -1
+        mark = EXACT if exact else MERGED
         for position, payload in enumerate(payloads):
-            if self._event(payload, at_ns):
+            if self._event(payload, at_ns) and exact:
                 mark = EXACT if position == last else TAIL
         added = len(self._counts) - before
         if added:
@@ -167,6 +178,9 @@ class AnswerReader:
             self._done = True
             return False
         try:
+            if not payload.isascii():
+                # the decoder looks only into the fields that it keeps
+                payload.decode()
             event = _DECODER.decode(payload)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             self.fail(f"an event that is no answer of this API: {payload[:80]!r} ({error})")
@@ -213,12 +227,14 @@ class AnswerReader:
             # only the closing event tells the count: it says how many, not when
             if usage.completion_tokens < 0:
                 self.fail(f"the server counted {usage.completion_tokens} tokens")
-            self._total = usage.completion_tokens
+            self._total, self._closing = usage.completion_tokens, usage.completion_tokens > 0
             return False
         return self._count(usage.completion_tokens, at_ns)
 
     def _count(self, tokens: int, at_ns: int) -> bool:
         before = self._total or 0
+        if self._closing:
+            self.fail("tokens behind the closing usage")
         if tokens < before:
             self.fail(f"the server's token count went backwards, from {before} to {tokens}")
             return False

@@ -15,6 +15,7 @@ from pytest_sglang.load import rounds, stamps
 from pytest_sglang.load.connection import ConnectError, Connection, Target
 from pytest_sglang.load.prompts import Prompt
 from pytest_sglang.load.rounds import Exchange
+from pytest_sglang.load.stamps import ClockWatch
 from pytest_sglang.record.values import Round
 
 __all__ = ["Client", "ConnectError", "Prompt", "Target", "run_round"]
@@ -33,17 +34,25 @@ class _Work:
         output_tokens: int,
         timeout_s: float,
         on_exchange: Callable[[Exchange], None] | None,
+        on_tick: Callable[[int], None] | None,
     ) -> None:
         self.waiting = deque(requests)
         self.busy: dict[Connection, tuple[int, Prompt]] = {}
         self.done: dict[int, Exchange] = {}
         self.output_tokens, self.timeout_s = output_tokens, timeout_s
-        self._on_exchange = on_exchange
+        self._on_exchange, self._on_tick = on_exchange, on_tick
+        self._tokens = 0
 
-    def settle(self, connection: Connection) -> None:
+    def settle(self, connection: Connection, stream: int, wakes_ns: Sequence[int]) -> None:
         """``connection`` has finished its request."""
         number, prompt = self.busy.pop(connection)
-        self.end(number, rounds.exchange(connection, prompt))
+        self._tokens += connection.reader.tokens
+        self.end(number, rounds.exchange(connection, prompt, stream=stream, wakes_ns=wakes_ns))
+
+    def tick(self) -> None:
+        """A moment has passed."""
+        if self._on_tick is not None:
+            self._on_tick(self._tokens + sum(each.reader.tokens for each in self.busy))
 
     def end(self, number: int, exchange: Exchange) -> None:
         """Request ``number`` has ended so."""
@@ -53,7 +62,7 @@ class _Work:
 
 
 class Client:
-    """``streams`` connections to one server, each busy with one request at a time (closed loop).
+    """``streams`` connections to one server, each busy with one request at a time (closed loop: a free stream sends at once).
 
     A context manager that owns its sockets. ``connect`` opens them, so that no connection is made while something is measured; a
     server that closes one after an answer costs a new one before the next request's clock starts.
@@ -66,6 +75,9 @@ class Client:
         self._connect_timeout_s = connect_timeout_s
         self._connections: list[Connection] = []
         self._selector = selectors.DefaultSelector()
+        self._wakes = stamps.WakeLag()
+        self.clock_step: str | None = None
+        """Why the times of the last ``run`` cannot be trusted: the machine's clock was set meanwhile."""
 
     def __enter__(self) -> Client:
         return self
@@ -102,22 +114,28 @@ class Client:
         *,
         timeout_s: float,
         on_exchange: Callable[[Exchange], None] | None = None,
+        on_tick: Callable[[int], None] | None = None,
     ) -> list[Exchange]:
         """Send every prompt, asking for exactly ``output_tokens`` tokens each: one Exchange a prompt, in their order.
 
         Never raises for what a server does with a request: one that did not end whole has a failure. ``timeout_s`` is each
-        request's own. Raises ConnectError where not even the first connections can be made.
+        request's own. ``on_tick`` gets the tokens that have arrived so far, four times a second. Raises ConnectError where not even
+        the first connections can be made.
         """
         self.connect()
-        requests = [(number, each, self.target.request(each.text, output_tokens)) for number, each in enumerate(prompts)]
-        work = _Work(requests, output_tokens, timeout_s, on_exchange)
+        clock, self.clock_step = ClockWatch(), None
+        self._wakes = stamps.WakeLag()
+        requests = [(number, each, self.target.request(each.text, output_tokens, each.ids)) for number, each in enumerate(prompts)]
+        work = _Work(requests, output_tokens, timeout_s, on_exchange, on_tick)
         try:
             for connection in list(self._connections):
                 self._next_request(connection, work)
-            for connection in self._finished(work.busy):
-                work.settle(connection)
+            for connection in self._finished(work, clock):
+                self._settle(connection, work)
                 self._next_request(connection, work)
         finally:
+            clock.look()
+            self.clock_step = clock.step
             for connection in work.busy:
                 self._unregister(connection)
                 connection.close()
@@ -133,20 +151,30 @@ class Client:
                 work.end(number, rounds.unsent(prompt, str(error)))
                 continue
             work.busy[connection] = (number, prompt)
+            connection.wakes_before = len(self._wakes.late_ns)
             connection.begin(request, work.output_tokens, work.timeout_s)
             if not connection.finished:
                 self._selector.register(connection.sock, _wanted(connection), connection)
                 return
-            work.settle(connection)
+            self._settle(connection, work)
 
-    def _finished(self, busy: dict[Connection, tuple[int, Prompt]]) -> Iterator[Connection]:
+    def _settle(self, connection: Connection, work: _Work) -> None:
+        work.settle(connection, self._connections.index(connection), self._wakes.late_ns[connection.wakes_before :])
+
+    def _finished(self, work: _Work, clock: ClockWatch) -> Iterator[Connection]:
         """Waits for bytes, hands them to their connections, and gives each connection whose request has ended."""
+        busy = work.busy
         looked_s, polled_ns = time.monotonic(), stamps.now_ns()
+        own_stamps = self.stamps == "user"
         while busy:
-            ready = self._selector.select(_LOOK_AT_DEADLINES_S)
+            timeout_s = self._wakes.timeout_s() if own_stamps else _LOOK_AT_DEADLINES_S
+            asked_ns = stamps.now_ns()
+            ready = self._selector.select(timeout_s)
             woken_ns = stamps.now_ns()
+            if own_stamps:
+                self._wakes.woken(woken_ns)
             # bytes found by a poll that did not wait may lie there since the poll before it
-            since_ns = polled_ns if woken_ns - polled_ns < _NOT_WAITED_NS else woken_ns
+            since_ns = polled_ns if woken_ns - asked_ns < _NOT_WAITED_NS else woken_ns
             polled_ns = woken_ns
             for key, mask in ready:
                 connection: Connection = key.data
@@ -162,6 +190,8 @@ class Client:
             now_s = time.monotonic()
             if now_s - looked_s >= _LOOK_AT_DEADLINES_S:
                 looked_s = now_s
+                clock.look()
+                work.tick()
                 for connection in [each for each in busy if now_s >= each.deadline_s]:
                     self._unregister(connection)
                     connection.give_up("no whole answer in time")
@@ -203,16 +233,12 @@ def run_round(
     """
     if not prompts:
         raise ValueError("a round without prompts")
-    step: str | None = None
     with Client(target, len(prompts)) as client:
         try:
-            client.connect()
-            before_ns = stamps.clock_offset_ns()
             exchanges = client.run(prompts, output_tokens, timeout_s=timeout_s)
-            step = stamps.clock_step(before_ns, stamps.clock_offset_ns())
         except ConnectError as error:
             exchanges = [rounds.unsent(each, str(error)) for each in prompts]
-        source = client.stamps
+        source, step = client.stamps, client.clock_step
     if on_request is not None:
         for number, each in enumerate(exchanges):
             on_request(each.raw(round_index=index, number=number, stamps=source))

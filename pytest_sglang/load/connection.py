@@ -7,7 +7,7 @@ import select
 import socket
 import ssl
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -22,6 +22,7 @@ PATHS: dict[str, str] = {"chat": "/v1/chat/completions", "completions": "/v1/com
 READ_BYTES = 16 * 1024
 """Much more than a read finds: Python allocates it whole for each read, and large blocks cost a system call each."""
 
+MAX_READ_BYTES = 1024 * 1024
 MAX_ERROR_BYTES = 64 * 1024
 
 
@@ -47,6 +48,11 @@ class Target(Value, frozen=True, kw_only=True):
         tls = parts.scheme == "https"
         return parts.hostname, parts.port or (443 if tls else 80), tls
 
+    def base(self) -> str:
+        """The url without a trailing ``/v1`` and slash. Raises ValueError for one that names no http server."""
+        _ = self.address
+        return self.url.rstrip("/").removesuffix("/v1").rstrip("/")
+
     def head(self) -> bytes:
         """Request line and headers up to the content length. Compressed answers are refused: they come in blocks, not in tokens."""
         parts = urlsplit(self.url)
@@ -60,20 +66,26 @@ class Target(Value, frozen=True, kw_only=True):
             f"Accept-Encoding: identity\r\n{key}Content-Length: "
         ).encode("latin-1")
 
-    def request(self, text: str, output_tokens: int) -> bytes:
-        """The whole request for exactly ``output_tokens`` tokens of a greedy answer to ``text``."""
-        body = json.dumps(self._body(text, output_tokens), ensure_ascii=False).encode()
+    def request(self, text: str, output_tokens: int, ids: Sequence[int] = ()) -> bytes:
+        """The whole request for exactly ``output_tokens`` tokens of a greedy answer to ``text``, or to the token ids where given.
+
+        Raises ValueError for token ids on the chat route: it has no place for them.
+        """
+        body = json.dumps(self._body(text, output_tokens, ids), ensure_ascii=False).encode()
         return self.head() + str(len(body)).encode() + b"\r\n\r\n" + body
 
-    def _body(self, text: str, tokens: int) -> dict[str, Any]:
+    def _body(self, text: str, tokens: int, ids: Sequence[int]) -> dict[str, Any]:
         if self.api == "native":
             sampling = {"max_new_tokens": tokens, "ignore_eos": True, "temperature": 0}
-            return {"text": text, "sampling_params": sampling, "stream": True}
+            asked_of = {"input_ids": list(ids)} if ids else {"text": text}
+            return {**asked_of, "sampling_params": sampling, "stream": True}
         asked: dict[str, Any] = {"model": self.model or "default"}
         if self.api == "chat":
+            if ids:
+                raise ValueError("the chat route takes no token ids: use completions or native")
             asked |= {"messages": [{"role": "user", "content": text}], "max_completion_tokens": tokens}
         else:
-            asked |= {"prompt": text}
+            asked |= {"prompt": list(ids) or text}
         usage = {"include_usage": True, "continuous_usage_stats": True}
         return asked | {"max_tokens": tokens, "ignore_eos": True, "temperature": 0, "stream": True, "stream_options": usage}
 
@@ -108,6 +120,7 @@ class Connection:
         self.sent_ns = 0
         self.send_ns = 0
         self.late_ns: list[int] = []
+        self.wakes_before = 0
         self.finished = True
 
     @property
@@ -153,25 +166,50 @@ class Connection:
 
     def readable(self, waited_since_ns: int) -> None:
         """Take all bytes that lie ready. ``waited_since_ns``: since when they may lie there, where the kernel does not tell."""
+        try:
+            if self.kernel_stamps:
+                self._read_stamped(waited_since_ns)
+            else:
+                self._read_unstamped(waited_since_ns)
+        except OSError as error:
+            self._end(f"connection lost: {error.strerror or error}", close=True)
+
+    def _read_stamped(self, waited_since_ns: int) -> None:
         while not self.finished:
             try:
-                if self.kernel_stamps:
-                    data, at_ns = stamps.receive(self.sock, READ_BYTES)
-                else:
-                    data, at_ns = self.sock.recv(READ_BYTES), None
-            except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                data, at_ns = stamps.receive(self.sock, READ_BYTES)
+            except BlockingIOError:
                 return
-            except OSError as error:
-                self._end(f"connection lost: {error.strerror or error}", close=True)
+            if not data:
+                self._closed()
                 return
             now = stamps.now_ns()
-            if data:
-                self.late_ns.append(now - (waited_since_ns if at_ns is None else at_ns))
-                self._take(data, now if at_ns is None else at_ns)
-            else:
-                self._closed()
-            if len(data) < READ_BYTES and not isinstance(self.sock, ssl.SSLSocket):
+            self.late_ns.append(now - (waited_since_ns if at_ns is None else at_ns))
+            # the stamp of a full read may be that of bytes which the next one will bring
+            drained = len(data) < READ_BYTES
+            self._take(data, now if at_ns is None else at_ns, drained)
+            if drained:
                 return
+
+    def _read_unstamped(self, waited_since_ns: int) -> None:
+        """All that lies ready is one read, however many TLS records it is: it has one time, that of now."""
+        data, drained, closed = b"", False, False
+        while not drained and not self.finished:
+            try:
+                piece = self.sock.recv(READ_BYTES)
+                closed = not piece
+                # a TLS socket gives a record at a time, and what it holds back no selector sees
+                drained = closed or (len(piece) < READ_BYTES and not isinstance(self.sock, ssl.SSLSocket))
+            except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                piece, drained = b"", True
+            data += piece
+            if data and (drained or len(data) >= MAX_READ_BYTES):
+                now = stamps.now_ns()
+                self.late_ns.append(now - waited_since_ns)
+                self._take(data, now, drained)
+                data = b""
+        if closed and not self.finished:
+            self._closed()
 
     def give_up(self, why: str) -> None:
         """End the present request without its answer; the server aborts what it still computes 2 s after the connection closed."""
@@ -184,16 +222,19 @@ class Connection:
 
     # --- what arrived ------------------------------------------------------------------------------------------------------
 
-    def _take(self, data: bytes, at_ns: int) -> None:
+    def _take(self, data: bytes, at_ns: int, drained: bool) -> None:
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, StreamError) as error:
             cause = error.__context__ if isinstance(error, httptools.HttpParserCallbackError) else error
+            if cause is not None and not isinstance(cause, Exception):
+                # Ctrl-C inside a callback of the parser is no fault of the stream
+                raise cause from None
             self._end(f"not an HTTP event stream: {cause}", close=True)
             return
         if self._payloads:
             payloads, self._payloads = self._payloads, []
-            self.reader.read(payloads, at_ns)
+            self.reader.read(payloads, at_ns, exact=drained and not self._events.unfinished)
         if self._whole:
             self._answered()
         elif self.reader.failed:

@@ -10,10 +10,12 @@ from typing import Protocol
 
 import msgspec
 
-from pytest_sglang.judge import stats
+from pytest_sglang.judge import counts, stats
+from pytest_sglang.judge.latency import merged_share
 from pytest_sglang.judge.sequential import Decision
 from pytest_sglang.record.values import Round, Throughput
 
+COUNTERS = counts.DISAGREE
 FOREIGN = "someone else's traffic"
 CLOCK = "the machine's clock was set"
 WARM_UP = "warm-up"
@@ -85,6 +87,7 @@ class _Session:
         self.failures: Counter[str] = Counter()
         self.failed = 0
         self._lost: Counter[str] = Counter()
+        self._texts: dict[str, str] = {}
 
     @property
     def stopped(self) -> bool:
@@ -109,8 +112,10 @@ class _Session:
             self._lose(msgspec.structs.replace(done, invalid_because=FOREIGN), FOREIGN)
             self.failures[FOREIGN] += 1
         elif done.invalid_because is not None:
-            self._lose(done, CLOCK if "clock" in done.invalid_because else done.invalid_because)
-            self.failures[done.invalid_because] += 1
+            kind = next((each for each in (CLOCK, COUNTERS) if done.invalid_because.startswith(each)), done.invalid_because)
+            self._lose(done, kind)
+            # the first one's numbers speak for all of a kind
+            self.failures[self._texts.setdefault(kind, done.invalid_because)] += 1
         else:
             self.valid.append(done)
             self._on_round(done)
@@ -133,7 +138,7 @@ class _Session:
             waited += self._poll_s
 
     def _watched(self, index: int) -> tuple[Round, bool]:
-        with _Watch(self._foreign, self._own, self._poll_s) as watch:
+        with Watch(self._foreign, self._own, self._poll_s) as watch:
             done = self._run_one(index)
         return done, watch.disturbed
 
@@ -157,11 +162,12 @@ class _Session:
             accept_length=sum(accepted) / len(accepted) if accepted else None,
             end_to_end_tok_s=_median([each.end_to_end_tok_s for each in counted]),
             aggregate_tok_s=_median([each.aggregate_tok_s for each in counted]),
+            merged_share=merged_share(counted),
             discarded=tuple(sorted([*early, *self.discarded], key=lambda each: each.index)),
         )
 
 
-class _Watch:
+class Watch:
     """Asks, in a thread of its own, how many requests the server has, as long as a round runs."""
 
     def __init__(self, foreign: Callable[[], int | None], own_streams: int, poll_s: float) -> None:
@@ -170,7 +176,7 @@ class _Watch:
         self._thread = threading.Thread(target=self._poll, name="sglang-foreign-traffic", daemon=True)
         self.disturbed = False
 
-    def __enter__(self) -> _Watch:
+    def __enter__(self) -> Watch:
         self._thread.start()
         return self
 

@@ -1,7 +1,8 @@
 """Prompts of real text, of known token length, each with a beginning of its own.
 
 Real text, because random token ids starve speculative decoding and would fail a healthy rig. A beginning of its own, because
-a prefix cache would flatter. The corpus is the package's own (corpus.txt). A seed gives the same prompts again.
+a prefix cache would flatter. The corpus is the package's own (corpus.txt). A seed gives the same prompts again. On request: one
+text for all of them ("cached": what a prefix cache makes of it), or random token ids ("random-ids").
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ from __future__ import annotations
 import functools
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import resources
+from typing import Literal
 
 from pytest_sglang.record.values import Value
 
@@ -23,12 +25,19 @@ _WORDS_A_TOKEN = 4
 """No tokenizer makes fewer tokens of English; a counter that says otherwise must not fill the memory."""
 
 
+Kind = Literal["unique", "cached", "random-ids"]
+
+
 class Prompt(Value, frozen=True, kw_only=True):
-    """``tokens`` is what ``text`` counts (by the server where ``exact``, else an estimate), a chat template's own not included."""
+    """``tokens`` is what ``text`` counts (by the server where ``exact``, else an estimate), a chat template's own not included.
+
+    ``ids``: token ids to send instead of the text.
+    """
 
     text: str
     tokens: int
     exact: bool
+    ids: tuple[int, ...] = ()
 
 
 class Estimate:
@@ -53,23 +62,42 @@ def sentences() -> tuple[str, ...]:
     return tuple(re.findall(r"\S.*?[.!?](?=\s|$)", " ".join(text.split())))
 
 
-def make_prompts(n: int, prompt_tokens: int, seed: int, count_tokens: Callable[[str], int] | None = None) -> list[Prompt]:
+def make_prompts(
+    n: int,
+    prompt_tokens: int,
+    seed: int,
+    count_tokens: Callable[[str], int] | None = None,
+    *,
+    kind: Kind = "unique",
+    vocabulary: Sequence[int] = (),
+) -> list[Prompt]:
     """``n`` prompts of ``prompt_tokens`` tokens each, by ``count_tokens`` (the server's /tokenize), else by an estimate.
 
-    Some token counts cannot be met exactly with whole words; then the prompt is the nearest found below, and says its count. Raises
-    ValueError where ``n`` or ``prompt_tokens`` is not positive.
+    Some token counts cannot be met exactly with whole words; then the prompt is the nearest found below, and says its count. Random
+    ids are drawn from ``vocabulary``. Raises ValueError where ``n`` or ``prompt_tokens`` is not positive, and for random ids without a vocabulary.
     """
     if n < 1 or prompt_tokens < 1:
         raise ValueError(f"{n} prompts of {prompt_tokens} tokens: both must be at least 1")
     chance = random.Random(f"{seed}/{prompt_tokens}")
+    if kind == "random-ids":
+        return [_random_ids(chance, prompt_tokens, vocabulary) for _ in range(n)]
+    if kind == "cached":
+        return make_prompts(1, prompt_tokens, seed, count_tokens) * n
     counter: Callable[[str], int] = Estimate() if count_tokens is None else count_tokens
+    exact = not isinstance(counter, Estimate)
     characters_a_token = CHARACTERS_A_TOKEN
     made = []
     for _ in range(n):
         text, tokens = _fit(_Words(chance), prompt_tokens, counter, characters_a_token)
         characters_a_token = max(1.0, len(text) / max(tokens, 1))
-        made.append(Prompt(text=text, tokens=tokens, exact=count_tokens is not None))
+        made.append(Prompt(text=text, tokens=tokens, exact=exact))
     return made
+
+
+def _random_ids(chance: random.Random, tokens: int, vocabulary: Sequence[int]) -> Prompt:
+    if not vocabulary:
+        raise ValueError("random token ids without a vocabulary to draw them from")
+    return Prompt(text="", tokens=tokens, exact=True, ids=tuple(chance.choices(vocabulary, k=tokens)))
 
 
 class _Words:

@@ -7,20 +7,23 @@ t_last:
 - decode tok/s = (n - k) / (t_last - t_first), which is (n - 1) / (t_last - t_first) where one token came first.
 - end-to-end tok/s = n / (t_last - t_sent).
 - ITL: the gap between consecutive token events; an event of m tokens gives m samples of gap/m. Events that one read merged have no
-  time of their own and give none.
+  time of their own: neither the gap before nor the one behind them is a sample. What is left is no fair sample of all gaps: where a
+  sender stalls, the long gap before the first token survives and the short ones behind it are lost (or the other way round). So a
+  merged share above 1 % earns no percentile, and ``unsure_itl_s`` tells how long each lost gap may have been.
+- TPOT = (t_last - t_first) / (n - k): nothing can be lost from it.
 
 For a round: decode and end-to-end are means over its streams; aggregate tok/s = tokens of all streams in the window in which all of
-them decode (latest t_first to earliest t_last, ramp-up and drain cut off) / its length, a stream's tokens at the window's edges
-interpolated between its arrivals.
+them are at work (latest first token of a stream to earliest last token of one, ramp-up and drain cut off) / its length, a stream's
+tokens at the window's edges interpolated between its arrivals.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from pytest_sglang.load.answer import EXACT, Answer
+from pytest_sglang.load.answer import EXACT, MERGED, Answer
 from pytest_sglang.load.prompts import Prompt
 from pytest_sglang.load.stamps import now_ns
 from pytest_sglang.record.values import Round, Value
@@ -29,12 +32,17 @@ if TYPE_CHECKING:
     from pytest_sglang.load.connection import Connection
 
 LAG_QUANTILE = 0.99
+ITL_LAG_QUANTILE = 0.999
+"""Of many stamps few may be later than they say: a p99 does not see one in a thousand."""
 
 
 class Exchange(Value, frozen=True, kw_only=True):
-    """One request and its answer. ``lag_s``: what the client's own lateness may have added to a time stamp of it.
+    """One request and its answer. ``lag_s``: what the client's own lateness may have added to a time stamp of it, at most.
 
-    ``read_late_s`` is how long bytes lay ready before they were read (99 % of reads were faster): harmless with kernel stamps.
+    ``send_lag_s``: so long after its clock began the request left at the latest. ``stamp_lag_s``: so much a time of arrival may be
+    late (``itl_lag_s``: all but one in a thousand); both 0 where the kernel stamps. ``read_late_s`` is how long bytes lay ready before they were
+    read (99 % of reads were faster): harmless with kernel stamps. ``stream``: which of the client's connections it went over;
+    None: one of its own.
     """
 
     sent_ns: int
@@ -43,6 +51,11 @@ class Exchange(Value, frozen=True, kw_only=True):
     prompt_characters: int
     lag_s: float = 0.0
     read_late_s: float = 0.0
+    send_lag_s: float = 0.0
+    stamp_lag_s: float = 0.0
+    itl_lag_s: float = 0.0
+    stream: int | None = None
+    stamps: Literal["kernel", "user"] = "kernel"
 
     @property
     def ttft_s(self) -> float | None:
@@ -60,6 +73,18 @@ class Exchange(Value, frozen=True, kw_only=True):
         return (counts[-1] - first) * 1e9 / (times[-1] - times[0])
 
     @property
+    def tpot_s(self) -> float | None:
+        """(t_last - t_first) / (n - k); None for fewer than two arrivals."""
+        rate = self.decode_tok_s
+        return 1.0 / rate if rate else None
+
+    @property
+    def end_to_end_s(self) -> float | None:
+        """Send to last token; None where none came."""
+        times = self.answer.times_ns
+        return (times[-1] - self.sent_ns) / 1e9 if times else None
+
+    @property
     def end_to_end_tok_s(self) -> float | None:
         """n / (t_last - t_sent)."""
         times = self.answer.times_ns
@@ -74,6 +99,31 @@ class Exchange(Value, frozen=True, kw_only=True):
             if answer.marks[position] == EXACT and answer.marks[position - 1] == EXACT:
                 tokens = answer.counts[position] - answer.counts[position - 1]
                 found += [(answer.times_ns[position] - answer.times_ns[position - 1]) / 1e9 / tokens] * tokens
+        return found
+
+    @property
+    def unsure_itl_s(self) -> list[float]:
+        """For each gap that ``itl_s`` leaves out, between arrivals that have no time of their own: the most that it may have been."""
+        answer = self.answer
+        found: list[float] = []
+        before_ns, counted, sure = self.sent_ns, min(answer.counts[:1], default=0), False
+        for mark, count, at in zip(answer.marks, answer.counts, answer.times_ns, strict=True):
+            exact = mark == EXACT
+            if not (exact and sure):
+                found += [(at - before_ns) / 1e9] * (count - counted)
+            counted, sure = count, exact
+            if exact:
+                before_ns = at
+        return found
+
+    @property
+    def shared_tokens(self) -> int:
+        """Samples of ``itl_s`` that are equal parts of the gap of one event."""
+        answer, found = self.answer, 0
+        for position in range(1, len(answer.marks)):
+            tokens = answer.counts[position] - answer.counts[position - 1]
+            if tokens > 1 and answer.marks[position] == EXACT and answer.marks[position - 1] == EXACT:
+                found += tokens
         return found
 
     def tokens_at(self, at_ns: float) -> float:
@@ -110,23 +160,35 @@ class Exchange(Value, frozen=True, kw_only=True):
             "lag_ms": round(self.lag_s * 1e3, 4),
             "read_late_ms": round(self.read_late_s * 1e3, 4),
             "merged_events": answer.merged_events,
+            "shared_tokens": self.shared_tokens,
             "events": events,
         }
 
 
-def exchange(connection: Connection, prompt: Prompt) -> Exchange:
-    """What ``connection`` just finished."""
+def exchange(connection: Connection, prompt: Prompt, *, stream: int | None = None, wakes_ns: Sequence[int] = ()) -> Exchange:
+    """What ``connection`` just finished. ``wakes_ns``: how late the client woke meanwhile, where the kernel does not stamp."""
     late = sorted(connection.late_ns)
-    read_late_s = late[min(len(late) - 1, int(len(late) * LAG_QUANTILE))] / 1e9 if late else 0.0
     send_s = connection.send_ns / 1e9
+    kernel = connection.kernel_stamps
+    stamped = [] if kernel else sorted([*late, *wakes_ns])
     return Exchange(
         sent_ns=connection.sent_ns,
         answer=connection.reader.finish(),
         prompt_tokens=prompt.tokens,
         prompt_characters=len(prompt.text),
-        lag_s=send_s if connection.kernel_stamps else max(send_s, read_late_s),
-        read_late_s=max(0.0, read_late_s),
+        lag_s=max(send_s, _quantile_s(stamped, 1.0)),
+        read_late_s=_quantile_s(late, LAG_QUANTILE),
+        send_lag_s=send_s,
+        stamp_lag_s=_quantile_s(stamped, 1.0),
+        itl_lag_s=_quantile_s(stamped, ITL_LAG_QUANTILE),
+        stream=stream,
+        stamps="kernel" if kernel else "user",
     )
+
+
+def _quantile_s(ordered_ns: Sequence[int], q: float) -> float:
+    """Seconds; not below 0, since two clocks that are read one after the other may differ by a hair."""
+    return max(0.0, ordered_ns[min(len(ordered_ns) - 1, int(len(ordered_ns) * q))] / 1e9) if ordered_ns else 0.0
 
 
 def unsent(prompt: Prompt, why: str) -> Exchange:
@@ -136,15 +198,27 @@ def unsent(prompt: Prompt, why: str) -> Exchange:
 
 
 def aggregate_tok_s(exchanges: Sequence[Exchange]) -> float | None:
-    """All streams' tokens a second while all of them decode; None where there is no such time."""
+    """All streams' tokens a second while all of them are at work; None where there is no such time."""
     if not exchanges or any(len(each.answer.times_ns) < 2 for each in exchanges):
         return None
-    begin = max(each.answer.times_ns[0] for each in exchanges)
-    end = min(each.answer.times_ns[-1] for each in exchanges)
+    first: dict[int, int] = {}
+    last: dict[int, int] = {}
+    for number, each in enumerate(exchanges):
+        stream = -1 - number if each.stream is None else each.stream
+        first[stream] = min(first.get(stream, each.answer.times_ns[0]), each.answer.times_ns[0])
+        last[stream] = max(last.get(stream, 0), each.answer.times_ns[-1])
+    begin, end = max(first.values()), min(last.values())
     if end <= begin:
         return None
     tokens = sum(each.tokens_at(end) - each.tokens_at(begin) for each in exchanges)
     return tokens * 1e9 / (end - begin)
+
+
+def merged_share(exchanges: Sequence[Exchange]) -> float:
+    """Token events without a time of their own as a share of all; the last of each answer, in one read with its end, aside."""
+    merged = sum(each.answer.merged_events for each in exchanges)
+    known = sum(each.answer.marks.count(EXACT) for each in exchanges)
+    return merged / (merged + known) if merged else 0.0
 
 
 def make_round(index: int, exchanges: Sequence[Exchange], *, clock_step: str | None = None) -> Round:
@@ -176,4 +250,12 @@ def make_round(index: int, exchanges: Sequence[Exchange], *, clock_step: str | N
         client_lag_s=max(each.lag_s for each in exchanges),
         failures=failures,
         invalid_because=invalid,
+        merged_share=merged_share(good),
+        unsure_itl_s=tuple(gap for each in good for gap in each.unsure_itl_s),
+        unsure_ttft=sum(each.answer.marks[:1] == (MERGED,) for each in good),
+        shared_tokens=sum(each.shared_tokens for each in good),
+        stamps="kernel" if all(each.stamps == "kernel" for each in exchanges) else "user",
+        stamp_lag_s=max(each.stamp_lag_s for each in exchanges),
+        itl_lag_s=max(each.itl_lag_s for each in exchanges),
+        send_lag_s=max(each.send_lag_s for each in exchanges),
     )

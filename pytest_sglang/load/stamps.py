@@ -63,9 +63,51 @@ def clock_offset_ns(
     return best[1]
 
 
-def clock_step(before_ns: int, after_ns: int) -> str | None:
-    """Why the stamps between two readings of the offset cannot be trusted, or None."""
-    shift = after_ns - before_ns
-    if abs(shift) <= STEP_NS:
-        return None
-    return f"the machine's clock was set by {shift / 1e6:+.1f} ms during the round"
+class ClockWatch:
+    """Whether CLOCK_REALTIME was set since this was made. Look often: a clock set forth and back in between looks untouched."""
+
+    def __init__(self) -> None:
+        self._began_ns = clock_offset_ns()
+        self._worst_ns = 0
+
+    def look(self) -> None:
+        """Compare the clocks now."""
+        shift_ns = clock_offset_ns() - self._began_ns
+        if abs(shift_ns) > abs(self._worst_ns):
+            self._worst_ns = shift_ns
+
+    @property
+    def step(self) -> str | None:
+        """Why the stamps cannot be trusted, or None."""
+        if abs(self._worst_ns) <= STEP_NS:
+            return None
+        return f"the machine's clock was set by {self._worst_ns / 1e6:+.1f} ms during the round"
+
+
+class WakeLag:
+    """How late this process comes to read, where the kernel does not stamp: it asks to be woken every few milliseconds.
+
+    What it finds later than asked lay unread for as long at most: time on the run queue and in the client's own work alike.
+    """
+
+    TICK_S = 0.005
+
+    def __init__(self) -> None:
+        self.late_ns: list[int] = []
+        self._due_ns = 0
+
+    def timeout_s(self) -> float:
+        """How long to wait for bytes now."""
+        now = now_ns()
+        if 0 < self._due_ns <= now:
+            self.late_ns.append(now - self._due_ns)
+        left_ms = max(1, -(-(self._due_ns - now) // 1_000_000)) if self._due_ns > now else round(self.TICK_S * 1000)
+        # whole milliseconds: epoll knows no others, and what it rounds up is not the client's lateness
+        self._due_ns = now + left_ms * 1_000_000
+        return left_ms / 1000
+
+    def woken(self, at_ns: int) -> None:
+        """The wait has ended, by bytes or by time."""
+        if at_ns >= self._due_ns:
+            self.late_ns.append(at_ns - self._due_ns)
+            self._due_ns = 0

@@ -34,7 +34,9 @@ class EventParser:
         return bool(self._tail.strip(b"\n"))
 
     def feed(self, data: bytes) -> list[bytes]:
-        """Payloads (joined ``data`` lines) of the events completed by ``data``. Raises StreamError for an endless event."""
+        """Payloads (joined ``data`` lines) of the events completed by ``data``. Raises StreamError for an endless event, and for
+        lines that are no UTF-8 (that of a lone ``data`` line is its reader's to look at).
+        """
         if self._after_cr or b"\r" in data:
             data = self._line_feeds(data)
         buffer = self._tail + data if self._tail else data
@@ -78,6 +80,12 @@ class EventParser:
 
 
 def _payload(block: bytes) -> bytes:
+    if not block.isascii():
+        # what is no text in a line that nobody needs is damage all the same
+        try:
+            block.decode()
+        except UnicodeDecodeError as error:
+            raise StreamError(f"an event that is no UTF-8: {block[:80]!r} ({error.reason})") from None
     lines = []
     for line in block.split(b"\n"):
         name, _, value = line.partition(b":")

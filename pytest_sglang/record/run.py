@@ -94,6 +94,7 @@ class Run(Value, frozen=True, kw_only=True):
     startups: tuple[dict[str, Any], ...] = ()
     throughputs: tuple[dict[str, Any], ...] = ()
     power_series: dict[str, Any] = {}
+    power_curve: dict[str, Any] = {}
 
 
 def utc(epoch_s: float) -> str:

@@ -83,6 +83,10 @@ def show(number: float, unit: str) -> str:
         return duration(number)
     if unit == "":
         return f"{number:g}"
+    if unit == "tok/s/W":
+        return f"{number:.4f} {unit}"
+    if unit == "MHz" or (unit == "%" and number == 0):
+        return f"{number:.0f} {unit}"
     # a power limit is whole watts and is shown so, but 0.03 W is not nothing
     whole_w = unit == "W" and abs(number - round(number)) < 0.05 and (round(number) != 0 or number == 0)
     digits = 0 if abs(number) >= 1000 or whole_w else 1 if abs(number) >= 10 else 2

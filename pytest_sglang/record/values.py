@@ -102,6 +102,8 @@ class Startup(Value, frozen=True, kw_only=True):
     pid: int | None = None
     argv: tuple[str, ...] = ()
     versions: dict[str, str] = {}
+    timings: dict[str, float] = {}
+    """Seconds by the server's own account (startup_time of 0.5.23), {} where its version does not tell."""
     autotune_runs: int | None = None
     capture_s: float | None = None
     cache_diff: CacheDiff | None = None
@@ -112,6 +114,17 @@ class Startup(Value, frozen=True, kw_only=True):
     findings: tuple[Finding, ...] = ()
     observed: bool = False
     """True: this run waited for the start itself; False: read from log and unit afterwards."""
+    first_request_s: float | None = None
+    """Seconds of the very first request after readiness, of ``request_tokens`` tokens."""
+    request_tokens: int | None = None
+    steady_request_s: float | None = None
+    """Seconds of such a request once they take the same time."""
+    first_request_ratio: float | None = None
+    """``first_request_s / steady_request_s``; None = not measured (a start that nobody watched)."""
+    first_request_why: str = ""
+    """Why there is no ratio although the start was watched."""
+    resumes: str | None = None
+    """The phase in which the start before this one was interrupted, so that this one found its caches partly there."""
 
 
 class Round(Value, frozen=True, kw_only=True):
@@ -131,11 +144,31 @@ class Round(Value, frozen=True, kw_only=True):
     itl_s: tuple[float, ...] = ()
     output_tokens: int = 0
     joules: float | None = None
+    joules_error: float | None = None
+    joules_missing: str | None = None
+    """Why the energy of this round is not known."""
     start_c: float | None = None
     accept_length: float | None = None
     client_lag_s: float = 0.0
     failures: tuple[str, ...] = ()
     invalid_because: str | None = None
+    merged_share: float = 0.0
+    """Token events without a time of their own, because later ones came in the same read, as a share of all."""
+    unsure_itl_s: tuple[float, ...] = ()
+    """The most that each gap may have been that is no sample of ``itl_s``."""
+    unsure_ttft: int = 0
+    """How many of ``ttft_s`` are upper bounds: the first token came in one read with later ones."""
+    shared_tokens: int = 0
+    """Samples of ``itl_s`` that are equal parts of an event of several tokens."""
+    stamps: Literal["kernel", "user"] = "kernel"
+    stamp_lag_s: float = 0.0
+    """The most that a time of arrival may be late: 0 where the kernel stamps it."""
+    itl_lag_s: float = 0.0
+    """The same for all arrivals but one in a thousand."""
+    send_lag_s: float = 0.0
+    """The most that a request may have left after its clock began."""
+    server_tokens: int | None = None
+    """What the server's own counter of generated tokens gained; None where it has none."""
 
 
 class Throughput(Value, frozen=True, kw_only=True):
@@ -155,6 +188,8 @@ class Throughput(Value, frozen=True, kw_only=True):
     aggregate_tok_s: float | None = None
     discarded: tuple[Round, ...] = ()
     """Rounds that are no samples, with their reasons (warm-ups are not kept)."""
+    merged_share: float = 0.0
+    """That of all rounds together."""
 
 
 class Energy(Value, frozen=True, kw_only=True):

@@ -26,7 +26,10 @@ class Chart(Value, frozen=True, kw_only=True):
 
 def charts(run: Run) -> list[Chart]:
     """All charts of the run, in the order of the page; never fails, whatever the record holds."""
-    return [startup_chart(run), throughput_chart(run), latency_chart(run), power_chart(run)]
+    from pytest_sglang.report import curve
+
+    swept = [curve_chart(run)] if curve.points(run) else []
+    return [startup_chart(run), throughput_chart(run), latency_chart(run), *swept, power_chart(run)]
 
 
 def startup_chart(run: Run) -> Chart:
@@ -53,6 +56,28 @@ def throughput_chart(run: Run) -> Chart:
         panels=panels,
         empty="Nothing was measured under load in this run.",
     )
+
+
+def curve_chart(run: Run) -> Chart:
+    """Speed and energy per token over the power caps of a sweep, with the promises."""
+    from pytest_sglang.report import curve
+
+    try:
+        panels = curve.panels("sg-curve", run)
+        note = f"{curve.of_what(run)}. {' '.join(_sentence(each) for each in curve.conclusions(run))}"
+        empty = ""
+    except DrawingError as error:
+        panels, note, empty = (), "", f"Not drawn: {error}"
+    except Exception as error:
+        panels, note, empty = (), "", f"The recorded curve could not be understood: {type(error).__name__}: {error}"
+    hint = " Hollow dots are earlier runs on the same engine, model, cards and links; short bars are promises, grey is a plateau."
+    wall = f" Energy is {curve.NOT_THE_WALL}."
+    return Chart(id="curve", title="Power curve", note=f"{_sentence(note)}{hint}{wall}", panels=panels, empty=empty)
+
+
+def _sentence(text: str) -> str:
+    text = text[:1].upper() + text[1:] if not text.startswith("/") else text
+    return text if text.endswith(".") or not text else f"{text}."
 
 
 def latency_chart(run: Run) -> Chart:
@@ -85,7 +110,10 @@ def power_chart(run: Run) -> Chart:
     else:
         broken = "No power readings were taken in this run."
     panels = tuple(_panel(f"sg-watts-{number}", item, watts.panel) for number, item in enumerate(items, 1))
-    note = "Board power as NVML reads it, not the wall. The dashed line is the enforced limit, shaded bands are measured rounds."
+    note = (
+        "Board power as NVML reads it, not the wall. The dashed line is the enforced limit, shaded bands are measured rounds. "
+        "The strip below tells what held the clocks: blue the power cap, red heat, a brake or a slowdown."
+    )
     return Chart(id="watts", title="Power over time", note=note, panels=panels, empty=broken)
 
 

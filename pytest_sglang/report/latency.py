@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pytest_sglang.judge import stats
+from pytest_sglang.judge.latency import MAX_MERGED_SHARE
 from pytest_sglang.report import svg
 from pytest_sglang.report.svg import Panel
 
@@ -23,14 +24,18 @@ def panels(identity: str, item: dict[str, Any]) -> list[Panel]:
     for key, name in _NAMES.items():
         samples = sorted(float(value) * 1000 for each in rounds for value in each.get(key) or ())
         heading = f"{item.get('label') or 'measurement'}, {name}"
+        share = float(found.get("merged_share") or 0.0) if key == "itl_s" else 0.0
+        unfair = f"unsure: {share:.1%} of the token events share a read with later ones" if share > MAX_MERGED_SHARE else None
         if len(samples) >= 2:
-            out.append(_panel(f"{identity}-{key[:-2]}", heading, samples))
+            out.append(_panel(f"{identity}-{key[:-2]}", heading, samples, unfair))
     return out
 
 
-def note(samples: Sequence[float]) -> str:
-    """Median, percentiles that the number of samples earns, and the first that it does not."""
+def note(samples: Sequence[float], unfair: str | None = None) -> str:
+    """Median, percentiles that the number of samples earns, and the first that it does not. ``unfair``: why none is earned."""
     told = f"{len(samples)} samples, median {stats.median(samples):.3g} ms"
+    if unfair is not None:
+        return f"{told}, {unfair}"
     for q in (0.9, 0.99):
         found = stats.percentile(samples, q)
         if found.value is None:
@@ -39,8 +44,8 @@ def note(samples: Sequence[float]) -> str:
     return told
 
 
-def _panel(identity: str, heading: str, samples: list[float]) -> Panel:
-    told = note(samples)
+def _panel(identity: str, heading: str, samples: list[float], unfair: str | None = None) -> Panel:
+    told = note(samples, unfair)
     places = _places(len(samples))
     # the slowest per mille would leave the curve a vertical line
     end = samples[min(len(samples) - 1, int(len(samples) * 0.999))]
@@ -53,7 +58,8 @@ def _panel(identity: str, heading: str, samples: list[float]) -> Panel:
             color=svg.STRONG,
             drawstyle="steps-post",
         )
-        marks = [(q, found.value) for q in (0.5, 0.9, 0.99) if (found := stats.percentile(samples, q)).value is not None]
+        known = () if unfair else (0.5, 0.9, 0.99)
+        marks = [(q, found.value) for q in known if (found := stats.percentile(samples, q)).value is not None]
         for q, value in marks:
             axes.plot([value], [100 * q], marker="o", markersize=5, color=svg.STRONG, linestyle="none")
         axes.set(ylim=(0, 102), xlim=(min(samples[0], end * 0.9), end * 1.05 if end > 0 else 1.0))

@@ -35,6 +35,7 @@ def promise_table(run: Run, width: int, colours: bool) -> list[Line]:
         _heading(run, width),
         *_not_checked(run, width),
         *_table(run, width),
+        *_curve(run, width),
         *_not_promised(run, width),
         *_warnings(run, width),
     ]
@@ -100,6 +101,18 @@ def _columns(cells: tuple[str, ...], first: int, others: list[int]) -> str:
 
 def _fit(text: str, width: int) -> str:
     return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def _curve(run: Run, width: int) -> list[Line]:
+    """The power curve of a sweep."""
+    from pytest_sglang.report import curve
+
+    lines: list[Line] = []
+    for position, text in enumerate(curve.lines(run)):
+        indent = text[: len(text) - len(text.lstrip())]
+        folded = [text] if len(text) <= width else _wrapped(text.strip(), width, indent, f"{indent}  ")
+        lines += [(each, {"bold": True} if position == 0 else {}) for each in folded]
+    return [("", {}), *lines] if lines else []
 
 
 def _not_promised(run: Run, width: int) -> list[Line]:

@@ -1,4 +1,4 @@
-"""One GPU's power over time with its enforced limit; measured windows are shaded."""
+"""One GPU's power over time with its enforced limit, what held its clocks, its SM clock and temperature; measured windows are shaded."""
 
 from __future__ import annotations
 
@@ -10,6 +10,19 @@ from pytest_sglang.report import svg
 from pytest_sglang.report.svg import Panel
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 330.0, 124.0, 34.0, 58.0, 20.0, 22.0
+STRIP, BELOW, APART = 6.0, 54.0, 20.0
+"""Heights of the strip of reasons and of the plot of clock and temperature below the watts, and the space above that, in pixels."""
+_COLOURS = {"sw_power_cap": svg.ACCENT, "sync_boost": svg.WARN, "board_limit": svg.WARN, "reliability": svg.WARN}
+_HARMLESS = ("", "gpu_idle", "applications_clocks_setting", "display_clock_setting")
+_WORDS = {
+    "sw_power_cap": "power cap",
+    "gpu_idle": "idle",
+    "sw_thermal_slowdown": "heat",
+    "hw_thermal_slowdown": "heat (hardware)",
+    "hw_power_brake_slowdown": "power brake",
+    "hw_slowdown": "hardware slowdown",
+    "": "nothing",
+}
 GAP_FACTOR = 8.0
 """A pause of so many usual steps between two readings is a gap in the line, not a straight line across it."""
 
@@ -30,6 +43,7 @@ def split(series: dict[str, Any]) -> list[dict[str, Any]]:
             "t": times,
             "w": gpu["w"],
             "limit_w": _limits(gpu, times),
+            **{name: gpu[name] for name in ("c", "mhz", "held") if any(each is not None for each in gpu.get(name) or ())},
             "windows": windows,
             "top": top,
         }
@@ -56,9 +70,12 @@ def panel(identity: str, item: dict[str, Any]) -> Panel:
         return Panel(heading=heading, missing="This card gave no power reading.")
     levels = sorted(set(_numbers(limits)))
     note = _note(times, watts, item["windows"])
-    note += f", limit {', '.join(f'{each:g}' for each in levels)} W" if levels else ", limit not read"
-    with svg.canvas(WIDTH, HEIGHT) as drawing:
-        drawing.margins(LEFT, RIGHT, TOP, BOTTOM)
+    some = ", ".join(f"{each:g}" for each in levels) if len(levels) < 4 else f"{levels[0]:g} to {levels[-1]:g}"
+    note += f", limit {some} W" if levels else ", limit not read"
+    note += _beside(item)
+    extra = (STRIP if "held" in item else 0.0) + (BELOW + APART if "mhz" in item or "c" in item else 0.0)
+    with svg.canvas(WIDTH, HEIGHT + extra) as drawing:
+        drawing.margins(LEFT, RIGHT, TOP, BOTTOM + extra)
         axes = drawing.axes
         begin, end = min(times), max(times)
         axes.set(xlim=(begin, max(end, begin + 0.001)), ylim=(0, item["top"]))
@@ -70,6 +87,7 @@ def panel(identity: str, item: dict[str, Any]) -> Panel:
             last = _numbers(limits)[-1]
             axes.text(1.02, last, f"limit {last:g}", transform=axes.get_yaxis_transform(), ha="left", va="center", color=svg.INK)
         _axes(axes)
+        _lower(drawing, item)
         picture = drawing.svg(
             identity=identity,
             title=f"Power over time: {heading}",
@@ -117,3 +135,85 @@ def _axes(axes: Any) -> None:
     axes.set_axisbelow(True)
     axes.text(-0.02, 1.03, "W", transform=axes.transAxes, ha="right", va="bottom", color=svg.MUTED)
     axes.text(1.02, -0.04, "s", transform=axes.transAxes, ha="left", va="top", color=svg.MUTED)
+
+
+# --- clock, temperature and what held the clocks ------------------------------------------------------------------------------
+
+
+def _beside(item: dict[str, Any]) -> str:
+    """SM clock, temperature and what held the clocks inside the rounds, as words."""
+    inside = [any(left <= t <= right for left, right, _ in item["windows"]) for t in item["t"]]
+    if not any(inside):
+        inside = [True] * len(item["t"])
+
+    def kept(name: str) -> list[Any]:
+        return [each for each, good in zip(item.get(name) or (), inside, strict=False) if good and each is not None]
+
+    clocks, degrees, held = _numbers(kept("mhz")), _numbers(kept("c")), kept("held")
+    parts = []
+    if clocks:
+        parts.append(f"SM {sum(clocks) / len(clocks):.0f} MHz")
+    if degrees:
+        span = f"{degrees[0]:.0f} to {degrees[-1]:.0f}" if round(degrees[0]) != round(degrees[-1]) else f"{degrees[0]:.0f}"
+        parts.append(f"{span} °C")
+    if held:
+        shares = sorted(((held.count(name) / len(held), name) for name in set(held)), reverse=True)
+        told = ", ".join(
+            f"{_WORDS.get(name, name.replace('_', ' '))} {100 * share:.0f} %" for share, name in shares if share >= 0.01
+        )
+        parts.append("idle" if set(held) == {"gpu_idle"} else f"clocks held by {told}")
+    return "".join(f"; {part}" for part in parts)
+
+
+def _lower(drawing: svg.Canvas, item: dict[str, Any]) -> None:
+    """Below the watts, on the same times: a strip of what held the clocks, then SM clock and temperature."""
+    from matplotlib.ticker import MaxNLocator
+
+    top = 4.0 + (BELOW + APART if "mhz" in item or "c" in item else 0.0)
+    if "held" in item:
+        strip = _below(drawing, top, STRIP)
+        strip.set(ylim=(0, 1), yticks=[])
+        for begin, end, reason in _runs(item["t"], item["held"]):
+            if reason not in _HARMLESS:
+                strip.axvspan(begin, end, color=_COLOURS.get(reason, svg.FAIL), linewidth=0)
+        strip.text(1.02, 0.5, "held by", transform=strip.transAxes, ha="left", va="center", color=svg.MUTED)
+    if "mhz" in item or "c" in item:
+        clock = _below(drawing, 6.0, BELOW)
+        clock.plot(*_with_gaps(item["t"], item.get("mhz") or []), color=svg.INK, linewidth=1.1)
+        clock.set_ylim(0, max([*_numbers(item.get("mhz") or []), 1.0]) * 1.15)
+        clock.yaxis.set_major_locator(MaxNLocator(3))
+        clock.grid(axis="y", color=svg.RULE, linewidth=0.7)
+        clock.text(-0.02, 1.05, "MHz", transform=clock.transAxes, ha="right", va="bottom", color=svg.MUTED)
+        warm = clock.twinx()
+        warm.plot(*_with_gaps(item["t"], item.get("c") or []), color=svg.WARN, linewidth=1.1, linestyle=(0, (1, 1)))
+        warm.set_ylim(0, 110)
+        warm.set_yticks([0, 50, 100])
+        warm.tick_params(length=0)
+        warm.spines["right"].set_visible(False)
+        warm.spines["left"].set_visible(False)
+        clock.text(1.02, 1.05, "°C (dots)", transform=clock.transAxes, ha="left", va="bottom", color=svg.MUTED)
+
+
+def _below(drawing: svg.Canvas, bottom: float, height: float) -> Any:
+    axes = drawing.figure.add_axes(
+        (LEFT / drawing.width, bottom / drawing.height, (drawing.width - LEFT - RIGHT) / drawing.width, height / drawing.height)
+    )
+    axes.set_xlim(*drawing.axes.get_xlim())
+    axes.set_xticks([])
+    axes.spines["left"].set_visible(False)
+    return axes
+
+
+def _runs(times: list[float], held: list[Any]) -> list[tuple[float, float, str]]:
+    """Stretches of time with one reason; a moment that was not read ends a stretch, and so does a pause."""
+    steps = sorted(after - before for before, after in itertools.pairwise(times) if after > before)
+    usual = steps[len(steps) // 2] if steps else 1.0
+    found: list[tuple[float, float, str]] = []
+    for time, reason in zip(times, held, strict=False):
+        if reason is None:
+            continue
+        if found and found[-1][2] == reason and time - found[-1][1] <= usual * 1.5:
+            found[-1] = (found[-1][0], time + usual / 2, reason)
+        else:
+            found.append((time - usual / 2, time + usual / 2, reason))
+    return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from pytest_sglang.record import units
 from pytest_sglang.rig.errors import Problem
 from pytest_sglang.rig.leaves import Place, is_pair, same_bus
 from pytest_sglang.rig.merge import CONTROLS, Merged
@@ -37,6 +38,7 @@ def across(merged: Merged, values: dict[str, Any], problems: list[Problem]) -> N
     _nvlink(at, merged.values.get("nvlink"), len(gpus))
     _server(at, values.get("server", {}), merged.values.get("server"), len(gpus))
     _rows(at, values.get("throughput", []), merged.values.get("throughput"))
+    _start(at, values.get("start", {}))
     _gain(at, values.get("gain", {}))
     _workload(at, values.get("workload", {}))
 
@@ -145,6 +147,16 @@ def _same_row(one: dict[str, Any], other: dict[str, Any]) -> bool:
     return mine is theirs if mine is None or theirs is None else abs(mine - theirs) < SAME_LEVEL_W
 
 
+def _start(at: _At, start: dict[str, Any]) -> None:
+    most = max((start[key] for key in ("cold_s", "warm_s") if start.get(key)), default=None)
+    for phase, budget_s in start.get("phases_s", {}).items():
+        if most is not None and isinstance(budget_s, float) and budget_s > most:
+            at("start", "phases").inside(f".{phase}").wrong(
+                units.duration(budget_s),
+                f"is more than a whole start may take, {units.duration(most)} (give it less, or the start more)",
+            )
+
+
 def _gain(at: _At, gain: dict[str, Any]) -> None:
     for name in ("compile", "nvlink"):
         if f"{name}_baseline" in gain and f"{name}_gain_pct" not in gain:
@@ -152,6 +164,10 @@ def _gain(at: _At, gain: dict[str, Any]) -> None:
 
 
 def _workload(at: _At, workload: dict[str, Any]) -> None:
+    if workload.get("api") == "chat" and workload.get("prompts") == "random-ids":
+        at("workload", "prompts").wrong(
+            "random-ids", "does not fit api = 'chat', which takes no token ids (write api = 'completions')"
+        )
     default = Workload()
     rounds, most = workload.get("rounds", default.rounds), workload.get("max_rounds", default.max_rounds)
     if rounds > most:

@@ -42,6 +42,8 @@ class FoundServer(Value, frozen=True, kw_only=True):
     served_name: str | None = None
     tp: int | None = None
     gpus: tuple[int, ...] | None = None
+    exclusive: bool | None = None
+    """Nobody else computes on its GPUs; None = not looked at."""
     torch_compile: bool | None = None
     systemd: str | None = None
     container: str | None = None

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from pytest_sglang.rig import leaves
 from pytest_sglang.rig.leaves import Leaf
+from pytest_sglang.rig.model import APIS, PROMPTS
 
 SCHEMA = 1
 
@@ -56,6 +57,7 @@ TABLES: dict[str, Table] = {
             served_name=leaves.text("my-model"),
             tp=leaves.whole(4),
             gpus=leaves.many(leaves.whole(0, low=0), "[0, 1]"),
+            exclusive=leaves.yes_no,
             torch_compile=leaves.yes_no,
             api_key_env=leaves.variable,
             log=leaves.local_path("/var/log/sglang/sglang.log"),
@@ -72,6 +74,7 @@ TABLES: dict[str, Table] = {
             "cold": Key("cold_s", leaves.quantity("s", "<=")),
             "warm": Key("warm_s", leaves.quantity("s", "<=")),
             "silence": Key("silence_s", leaves.quantity("s", "<=")),
+            "phases": Key("phases_s", leaves.phases),
             **_same(
                 first_request_ratio=leaves.number(3.0, 1.0),
                 max_autotune_runs=leaves.whole(0, low=0),
@@ -115,6 +118,7 @@ TABLES: dict[str, Table] = {
                 tolerance=leaves.number(0.02, 0.0, 0.5, percent=True),
             ),
             "soak": Key("soak_s", leaves.quantity("s", zero=True)),
+            **_same(api=leaves.choice(APIS), prompts=leaves.choice(PROMPTS)),
         }
     ),
 }

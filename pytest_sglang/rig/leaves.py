@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from pytest_sglang.record import units
+from pytest_sglang.record import units, values
 from pytest_sglang.rig.errors import Problem, nearest
 
 KNOWN_READINGS: tuple[str, ...] = (
@@ -139,13 +139,13 @@ def whole(example: int, low: int = 1, high: int | None = None) -> Leaf:
     return leaf
 
 
-def one_of(values: Sequence[int], example: int) -> Leaf:
+def one_of(known: Sequence[int], example: int) -> Leaf:
     """One of a few whole numbers."""
 
     def leaf(value: object, place: Place) -> Any:
-        if _is(value, int) and value in values:
+        if _is(value, int) and value in known:
             return value
-        return place.wrong(shown(value), f"is not one of {', '.join(map(str, values))} (write e.g. {example})")
+        return place.wrong(shown(value), f"is not one of {', '.join(map(str, known))} (write e.g. {example})")
 
     return leaf
 
@@ -243,6 +243,25 @@ def variables(value: object, place: Place) -> Any:
         if not _VARIABLE.fullmatch(name):
             place.inside(f".{name}").wrong("", "is not the name of a variable (write e.g. CUDA_VISIBLE_DEVICES)")
     return dict(value)
+
+
+PHASES = tuple(each for each in values.PHASES if each not in ("ready", "steady"))
+"""Phases of a start that last: these may have a budget."""
+
+
+def phases(value: object, place: Place) -> Any:
+    """``[start.phases]``: a duration for each phase of a start that has a budget of its own."""
+    if not isinstance(value, dict):
+        return place.wrong(shown(value), "is not a table (write [start.phases], then e.g. weights = '2 min' below it)")
+    budget = quantity("s", "<=")
+    found = {}
+    for name, each in value.items():
+        inside = place.inside(f".{name}")
+        if name not in PHASES:
+            inside.wrong("", f"is no phase of a start (known: {', '.join(PHASES)})", nearest(name, PHASES))
+            continue
+        found[name] = budget(each, inside)
+    return found
 
 
 def address(value: object, place: Place) -> Any:

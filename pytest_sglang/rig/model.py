@@ -45,6 +45,8 @@ class ServerPromise(Value, frozen=True, kw_only=True):
     served_name: str | None = None
     tp: int | None = None
     gpus: tuple[int, ...] | None = None
+    exclusive: bool | None = None
+    """Nobody else computes on the server's GPUs; a display server does not count."""
     torch_compile: bool | None = None
     api_key_env: str | None = None
     log: str | None = None
@@ -56,11 +58,12 @@ class ServerPromise(Value, frozen=True, kw_only=True):
 
 
 class StartPromise(Value, frozen=True, kw_only=True):
-    """Budgets of a start in seconds (rig time) and what it may compile. None = not promised."""
+    """Budgets of a start and of its phases (by id) in seconds (rig time), and what it may compile. None = not promised."""
 
     cold_s: float | None = None
     warm_s: float | None = None
     silence_s: float = 300.0
+    phases_s: dict[str, float] = {}
     first_request_ratio: float | None = None
     max_autotune_runs: int | None = None
     max_new_kernels: int | None = None
@@ -92,8 +95,16 @@ class GainPromise(Value, frozen=True, kw_only=True):
     nvlink_baseline: str | None = None
 
 
+APIS = ("completions", "chat", "native")
+PROMPTS = ("unique", "cached", "random-ids")
+
+
 class Workload(Value, frozen=True, kw_only=True):
-    """How it is measured. ``tolerance``: an undecided median this close to the limit (a share) is marginal, not inconclusive."""
+    """How it is measured. ``tolerance``: an undecided median this close to the limit (a share) is marginal, not inconclusive.
+
+    ``api``: the route that requests take. ``prompts``: real text that begins differently each time, the same text each time (what a prefix
+    cache makes of it), or random token ids.
+    """
 
     prompt_tokens: int = 64
     output_tokens: int = 256
@@ -104,6 +115,8 @@ class Workload(Value, frozen=True, kw_only=True):
     soak_s: float = 0.0
     confidence: float = 0.99
     tolerance: float = 0.02
+    api: Literal["completions", "chat", "native"] = "completions"
+    prompts: Literal["unique", "cached", "random-ids"] = "unique"
 
 
 class Rig(Value, frozen=True, kw_only=True):

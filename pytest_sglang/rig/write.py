@@ -248,6 +248,10 @@ def _parallel(found: Found, server: FoundServer) -> list[str]:
     listed = f"[{', '.join(map(str, here))}]"
     if known and tp in (None, len(here)):
         lines.append(_line("gpus", listed, "positions in [[gpus]]"))
+        if server.exclusive is not None:
+            shared = "" if server.exclusive else "# "
+            now = "nobody else computes on them" if server.exclusive else f"somebody else computes on them: {_FAULT}"
+            lines.append(_line(f"{shared}exclusive", "true", now))
     elif known:
         said = f"it runs on cards {listed}, which are not {tp}, one a rank (data or pipeline parallel?): not promised"
         lines.append(_comment(f"gpus: {said}"))

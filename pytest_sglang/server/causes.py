@@ -49,13 +49,23 @@ def _is_harmless(lines: list[LogLine], index: int) -> bool:
 
 
 def _traceback(lines: list[LogLine], begin: int) -> list[str]:
-    """The traceback from line ``begin`` on, to the next stamped line (at most 120 lines), secrets redacted."""
+    """The traceback from line ``begin`` on, to the next stamped line behind its exception (at most 120 lines), secrets redacted.
+
+    Other ranks may write into it: their stamped lines are left out while the exception line has not come, unless a traceback of
+    their own begins.
+    """
     head = lines[begin].text
     block = [head[head.find(_TRACEBACK) :] if _TRACEBACK in head else head]
+    torn = False
     for line in lines[begin + 1 : begin + 120]:
-        if line.time is not None:
+        if line.time is None:
+            # behind another rank's line only what is part of a traceback for sure
+            if not torn or line.text.startswith((" ", "\t")) or _EXCEPTION.match(line.text):
+                block.append(line.text)
+            continue
+        if _TRACEBACK in line.text or _exception(block) is not None:
             break
-        block.append(line.text)
+        torn = True
     return [redact.text(line) for line in block]
 
 

@@ -63,10 +63,11 @@ class Completion(Value, frozen=True, kw_only=True):
 class ControlPlane:
     """Small requests to one server, each with a time-out. A context manager; safe to use from two threads."""
 
-    def __init__(self, url: str, api_key: str | None = None, timeout_s: float = 5.0) -> None:
+    def __init__(self, url: str, api_key: str | None = None, timeout_s: float = 5.0, *, verify_tls: bool = True) -> None:
         self.url = url.rstrip("/")
         self.timeout_s = timeout_s
         self.api_key = api_key
+        self._verify_tls = verify_tls
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._opened: httpx.Client | None = None
 
@@ -88,7 +89,9 @@ class ControlPlane:
             import httpx
 
             # a proxy from the environment must never stand between us and the server
-            self._opened = httpx.Client(base_url=self.url, headers=self._headers, trust_env=False, timeout=self.timeout_s)
+            self._opened = httpx.Client(
+                base_url=self.url, headers=self._headers, trust_env=False, timeout=self.timeout_s, verify=self._verify_tls
+            )
         return self._opened
 
     def request(self, method: str, path: str, *, body: object = None, timeout_s: float | None = None) -> Answer:

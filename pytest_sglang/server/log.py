@@ -9,13 +9,22 @@ from pathlib import Path
 from typing import Protocol
 
 from pytest_sglang.record.values import Value
+from pytest_sglang.server import rotated
 
 LIMIT_BYTES = 64 * 1024 * 1024
 """A log is read from its last 64 MiB at most."""
 
 # a progress bar may stand before the stamp on the same physical line: search, never match
-_STAMP = re.compile(r"\[(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d)(?:\.(\d{3}))?((?: [A-Z_]+\d+)*)\] (.*)", re.DOTALL)
+_STAMP = re.compile(r"\[(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d)(?:\.(\d{3}))?((?: [A-Z_]+\d+)*)\] ")
 _ECHO = "server_args="
+_HEAD = 256
+# what a collector puts before each line: journalctl's short forms, docker compose, docker logs --timestamps, kubectl logs --prefix
+_COLLECTED = re.compile(
+    r"^(?:[A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d(?:\.\d+)? \S+ [^\s:]+\[\d+\]: |\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\S* \S+ [^\s:]+\[\d+\]: "
+    r"|[\w.-]+ +\| |\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d+(?:Z|[+-]\d\d:\d\d) |\[pod/[^\]]+\] )",
+    re.MULTILINE,
+)
+_COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _WARNING = re.compile(r"\.py:\d+: \w*Warning|^\s|^$")
 # what a server prints while it serves or ends: never part of the next start's beginning
 _SERVING = re.compile(
@@ -79,10 +88,18 @@ class _FilePosition(Value, frozen=True):
     device: int
     inode: int
     offset: int
+    head: bytes = b""
+    """The first bytes: a file that was truncated and has grown beyond the offset since begins otherwise."""
 
 
 class FileLog:
-    """A log file that may hold many starts and be rotated (by rename or by truncation) while it is followed."""
+    """A log file that may hold many starts and be rotated (by rename or by truncation) while it is followed.
+
+    Where the file itself holds the beginning of no start, what was rotated away is read too, back to the last beginning.
+    """
+
+    BEGIN: object = _FilePosition(0, 0, 0)
+    """The position before the file's own first line, without what was rotated away."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).expanduser()
@@ -98,8 +115,8 @@ class FileLog:
         try:
             status = self.path.stat()
         except OSError:
-            return _FilePosition(0, 0, 0)  # not there yet: all of it will be new
-        return _FilePosition(status.st_dev, status.st_ino, status.st_size)
+            return self.BEGIN  # not there yet: all of it will be new
+        return _FilePosition(status.st_dev, status.st_ino, status.st_size, self._head())
 
     def tail_from(self, position: object | None) -> tuple[str, object]:
         self.why = None
@@ -115,11 +132,20 @@ class FileLog:
         if isinstance(position, _FilePosition):
             if (position.device, position.inode) != (status.st_dev, status.st_ino):
                 before = self._rest_of_rotated(position)
-            elif status.st_size >= position.offset:
+            elif status.st_size >= position.offset and self._head(len(position.head)) == position.head:
                 offset = position.offset
             # else: truncated in place, so everything in it is new
         text, end = self._from(self.path, offset)
-        return before + text, _FilePosition(status.st_dev, status.st_ino, end)
+        if position is None and self.why is None:
+            before = rotated.before(self.path, text, holds_a_start, LIMIT_BYTES)
+        return before + text, _FilePosition(status.st_dev, status.st_ino, end, self._head())
+
+    def _head(self, length: int = _HEAD) -> bytes:
+        try:
+            with self.path.open("rb") as file:
+                return file.read(length)
+        except OSError:
+            return b""
 
     def _rest_of_rotated(self, position: _FilePosition) -> str:
         for sibling in self.path.parent.glob(f"{self.path.name}*"):
@@ -142,7 +168,8 @@ class FileLog:
             self.why = f"{path}: {error.strerror or error}"
             return "", offset
         whole = _whole_characters(data)
-        return data[:whole].decode("utf-8", errors="replace"), start + whole
+        # a writer that does not append leaves a hole of zeros where its file was truncated
+        return data[:whole].replace(b"\0", b"").decode("utf-8", errors="replace"), start + whole
 
 
 def _whole_characters(data: bytes) -> int:
@@ -168,22 +195,38 @@ def _epoch(stamp: str) -> float | None:
 
 
 def split(text: str) -> list[LogLine]:
-    r"""The lines of a log, split at ``\r`` and ``\n``; a bar before a stamp is a line of its own. Empty pieces are left out."""
+    r"""The lines of a log, split at ``\r``, ``\n`` and before each stamp (ranks write into each other's lines); empty ones are left out.
+
+    Colours, and what a collector put before the lines (journalctl, docker compose, kubectl), are left out too.
+    """
+    if "\x1b" in text:
+        text = _COLOUR.sub("", text)
     lines: list[LogLine] = []
-    for raw in re.split(r"[\r\n]+", text):
-        if not raw.strip():
-            continue
-        match = _STAMP.search(raw)
-        if match is None:
-            lines.append(LogLine(None, "", raw, raw))
-            continue
-        if match.start():
-            lines.append(LogLine(None, "", raw[: match.start()], raw[: match.start()]))
-        moment = _epoch(match[1])
-        if moment is not None and match[2]:
-            moment += int(match[2]) / 1000
-        lines.append(LogLine(moment, match[3].strip(), match[4], raw[match.start() :]))
+    for raw in re.split(r"[\r\n]+", _uncollected(text)):
+        stamps = list(_STAMP.finditer(raw))
+        head = raw[: stamps[0].start()] if stamps else raw
+        if head.strip():
+            lines.append(LogLine(None, "", head, head))
+        ends = [each.start() for each in stamps[1:]] + [len(raw)]
+        for match, end in zip(stamps, ends, strict=False):
+            moment = _epoch(match[1])
+            if moment is not None and match[2]:
+                moment += int(match[2]) / 1000
+            lines.append(LogLine(moment, match[3].strip(), raw[match.end() : end], raw[match.start() : end]))
     return lines
+
+
+def _uncollected(text: str) -> str:
+    """``text`` without a collector's prefixes, where its lines have them."""
+    begin = text[:100_000].splitlines()
+    if begin and sum(_COLLECTED.match(line) is not None for line in begin) * 2 > len(begin):
+        return _COLLECTED.sub("", text)
+    return text
+
+
+def holds_a_start(text: str) -> bool:
+    """Whether a start begins in ``text``: SGLang echoes its arguments first."""
+    return f"] {_ECHO}" in text
 
 
 def starts(lines: list[LogLine]) -> list[list[LogLine]]:

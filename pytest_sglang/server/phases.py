@@ -11,16 +11,14 @@ import msgspec
 from pytest_sglang.record.values import Finding, Phase, Value
 from pytest_sglang.server import causes, redact, versions
 from pytest_sglang.server.causes import Failure
+from pytest_sglang.server.inside import Bars, Inside
 from pytest_sglang.server.log import LogLine
 from pytest_sglang.server.versions import Mark, Version
 
 _ACCESS = re.compile(r'"(?P<method>[A-Z]+) (?P<path>/\S*) HTTP/[\d.]+" (?P<status>\d{3})')
-_BAR = re.compile(
-    r"^(?P<what>[^|%\r]*?):?\s*(?P<pct>\d{1,3})%[^|]*\|[^|]*\|\s*(?P<done>\d+)/(?P<total>\d+)(?: \[(?P<rest>[^\]]*))?"
-)
 _TRAFFIC = ("Decode batch", "Prefill batch")
 _LEVEL = re.compile(r"^(?:INFO|WARNING|ERROR):\s+")
-_TIMING = re.compile(r"(\w+)=([\d.]+)")
+_TIMING = re.compile(r"(\w+)=(\d+(?:\.\d+)?)")
 _FACT = {
     "model_path": str,
     "served_model_name": str,
@@ -49,6 +47,8 @@ class Timeline(Value, frozen=True, kw_only=True):
     """The phase in which the log ends."""
     inside: str = ""
     """Progress inside that phase, from its progress bar: ``2/4 (bs=4)``."""
+    progress: dict[str, Inside] = {}
+    """Progress inside each phase that told of it."""
     port_open_at: float | None = None
     ready_at: float | None = None
     last_at: float | None = None
@@ -63,6 +63,15 @@ class Timeline(Value, frozen=True, kw_only=True):
     last_lines: tuple[str, ...] = ()
     bound: bool = True
     """False: uvicorn said that it could not bind its port, whatever the log says afterwards."""
+    notes: dict[str, str] = {}
+    """What else it told of itself: ``kv_tokens``, ``weights_type``, ... (versions.NOTES)."""
+    prefill_s: float | None = None
+    echo_at: float | None = None
+    """When it echoed its arguments."""
+    timings_at: float | None = None
+    """When it printed ``timings``, its own account (0.5.20 and later)."""
+    ended_at: float | None = None
+    """When the server said that it ends (a signal, its own kill); None = it did not."""
 
 
 class _Reader:
@@ -80,28 +89,27 @@ class _Reader:
         self.timings: dict[str, float] = {}
         self.findings: dict[tuple[str, str], Finding] = {}
         self.failures: list[tuple[int, versions.Sign, str, float | None]] = []
-        self.bar = ""
-        self.bar_at_mark = 0
+        self.progress = Bars()
+        self.notes: dict[str, str] = {}
         self.marks = 0
-        self.after_ready = False
+        self.ended_at: float | None = None
         self.bound = True
         self.nccl = ""
 
     def feed(self, index: int, line: LogLine, now: float | None) -> None:
         """Take one line; ``now`` is its own stamp or that of the line before it."""
-        if line.time is None:
-            if versions.AUTOTUNE.search(line.text):
-                self.autotune_runs += 1
-            elif (bar := _bar(line.text)) is not None:
-                self.bar, self.bar_at_mark = bar, self.marks
         if line.text.startswith(_TRAFFIC):
             return
+        # unprefixed text may also be glued behind a stamped line or a bar
+        self.autotune_runs += len(versions.AUTOTUNE.findall(line.text)) if "AUTOTUNE" in line.text else 0
+        self.progress.feed(line.text)
         text = _LEVEL.sub("", line.text)
         if line.time is not None and now is not None:
             if (access := _ACCESS.search(text)) is not None:
                 self._access(access, now)
                 return
             self._mark(text, line.ranks, now)
+            self._note(text, now)
         if not text.startswith("server_args="):
             self._sign(index, text, now)
 
@@ -123,17 +131,26 @@ class _Reader:
                 self.echo = text
             elif mark == "timings":
                 self.timings = {key: float(value) for key, value in _TIMING.findall(text)}
-            elif mark == "ready":
-                self.after_ready = True
             return
         if text.startswith("sglang is using nccl=="):
             self.nccl = text.partition("==")[2].strip()
 
+    def _note(self, text: str, now: float) -> None:
+        for name, pattern in versions.NOTES:
+            match = pattern.search(text)
+            if match is not None:
+                self.notes[name] = match["value"] or match["later"] if "later" in pattern.groupindex else match["value"]
+        if self.ended_at is None and versions.ENDING.search(text):
+            self.ended_at = now
+
     def _access(self, match: re.Match[str], now: float) -> None:
-        if self.health_ok_at is None and match["status"] == "200" and match["path"].startswith(("/health", "/ready")):
-            self.health_ok_at = now
+        # an older server that drains into the same log answers before this one has a port
+        if self.health_ok_at is None and "port_open" in self.first and match["status"] == "200":
+            self.health_ok_at = now if match["path"].startswith(("/health", "/ready")) else None
 
     def _sign(self, index: int, text: str, now: float | None) -> None:
+        if versions.any_sign().search(text) is None:
+            return
         for sign, pattern in versions.signs():
             if not pattern.search(text):
                 continue
@@ -195,7 +212,8 @@ def timeline(
         launched_at_is="launch" if launched_at is not None else "first line",
         phases=phases,
         phase=_current(phases, ready_at),
-        inside=reader.bar if reader.bar_at_mark == reader.marks else "",
+        inside=reader.progress.text(_current(phases, ready_at)),
+        progress=reader.progress.found(),
         port_open_at=reader.first.get("port_open") if reader.bound else None,
         ready_at=ready_at,
         last_at=now,
@@ -209,6 +227,11 @@ def timeline(
         failure=failure,
         last_lines=tuple(redact.text(line.raw)[:300] for line in lines[-10:]),
         bound=reader.bound,
+        notes=reader.notes,
+        prefill_s=reader.elapsed("prefill_end") if known else None,
+        echo_at=reader.first.get("arguments"),
+        timings_at=reader.first.get("timings"),
+        ended_at=reader.ended_at,
     )
 
 
@@ -228,7 +251,9 @@ def _findings(
     """What was lost, and what killed it: a failure after readiness is one of serving, before it one that was overcome."""
     findings = _settled(list(reader.findings.values()), reader, facts)
     if failure is not None and (ready_at is None or failure.at is None or failure.at >= ready_at):
-        findings.append(Finding("died" if failure.kind != "port-taken" else "port-taken", "fail", "server log", failure.cause))
+        advice = next((sign.advice for sign in versions.FAILURES if sign.kind == failure.kind and sign.advice), "")
+        kind = "died" if failure.kind != "port-taken" else "port-taken"
+        findings.append(Finding(kind, "fail", "server log", failure.cause, advice))
     return findings + _compile_findings(reader, facts, phases, ready_at, findings)
 
 
@@ -236,10 +261,14 @@ def _phases(reader: _Reader, *, zero: float, first: float, ready_at: float | Non
     """Contiguous phases: each lasts until the next begins, so that they add up to the whole."""
     marks = reader.first
     if not any(mark in marks for mark in ("distributed", "weights", "decode", "port_open")):
-        # nothing of a start is in it but its first lines
+        # nothing of a start is in it but its first lines; where it got ready all the same, its stages have other names
+        if ready_at is not None:
+            return ()
         begins: list[tuple[str, float]] = [("launch", zero), ("arguments", first)] if "arguments" in marks else []
         return _closed(begins, zero, ended_at)
     kv_begin = reader.last.get("weights_end")
+    if kv_begin is not None and kv_begin > marks.get("kv_cache_end", kv_begin):
+        kv_begin = marks["kv_cache_end"]  # --startup-weight-load-mode overlap: weights are committed after the capture
     captured = max((reader.last[mark] for mark in ("decode_end", "prefill_end") if mark in marks), default=None)
     boot = captured if captured is not None else reader.last.get("kv_cache_end")
     if any(mark in marks and f"{mark}_end" not in marks for mark in ("decode", "prefill")):
@@ -282,14 +311,6 @@ def _current(phases: tuple[Phase, ...], ready_at: float | None) -> str | None:
     if ready_at is not None:
         return "ready"
     return phases[-1].id if phases else None
-
-
-def _bar(text: str) -> str | None:
-    match = _BAR.search(text)
-    if match is None:
-        return None
-    what = re.search(r"\(([^)]*?)(?: avail_mem=[^)]*)?\)", match["what"])
-    return f"{match['done']}/{match['total']}" + (f" ({what[1]})" if what else "")
 
 
 def _versions(reader: _Reader, version: str | None) -> dict[str, str]:

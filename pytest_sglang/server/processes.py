@@ -147,16 +147,42 @@ def cpu_s(processes: Iterable[psutil.Process]) -> float:
 
 def stopped(processes: Iterable[psutil.Process]) -> list[str]:
     """Processes that somebody stopped (SIGSTOP), for a person."""
+    held = list(processes)
+    pids = stopped_pids(held)
+    return [describe(process) for process in held if process.pid in pids]
+
+
+def stopped_pids(processes: Iterable[psutil.Process]) -> set[int]:
+    """Those of them that somebody stopped (SIGSTOP, a debugger)."""
     import psutil
 
-    found = []
+    found = set()
     for process in processes:
         try:
             if process.status() in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP):
-                found.append(describe(process))
+                found.add(process.pid)
         except psutil.Error:
             continue
     return found
+
+
+def titles(processes: Iterable[psutil.Process]) -> dict[int, str]:
+    """pid -> what it is, for a person: schedulers first, which do the work; helpers of Python's multiprocessing last."""
+    import psutil
+
+    found: dict[int, str] = {}
+    for process in processes:
+        try:
+            words = process.cmdline() or [process.name()]
+        except psutil.Error:
+            continue
+        title = words[0].strip() if words[0].startswith("sglang::") else " ".join(redact.argv(words))[:80]
+        found[process.pid] = title
+
+    def rank(title: str) -> int:
+        return 0 if "scheduler" in title else 2 if "multiprocessing" in title or "compile_worker" in title else 1
+
+    return dict(sorted(found.items(), key=lambda each: rank(each[1])))
 
 
 def wait_gone(processes: list[psutil.Process], timeout_s: float) -> list[psutil.Process]:

@@ -4,20 +4,33 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
+
+import msgspec
 
 from pytest_sglang.record import units
 from pytest_sglang.record.clock import Clock
 from pytest_sglang.record.values import Finding, Phase, Startup, Value
-from pytest_sglang.server import control, deaths, identity, phases, processes
+from pytest_sglang.server import control, deaths, identity, phases, processes, watchdog
 from pytest_sglang.server.control import Controller, ControlState
 from pytest_sglang.server.http import Completion, ControlPlane
 from pytest_sglang.server.log import LogSource
 from pytest_sglang.server.phases import Timeline
-from pytest_sglang.server.start import FailureKind, LogWatch, Progress, StartFailed, kind_of, outside, read_start, unreadable
+from pytest_sglang.server.start import (
+    FailureKind,
+    LogWatch,
+    Progress,
+    StartFailed,
+    kind_of,
+    outside,
+    own_account,
+    read_start,
+    unreadable,
+)
 from pytest_sglang.server.task import Task
+from pytest_sglang.server.watchdog import Watchdog, over, patience_s
 
 if TYPE_CHECKING:
     import psutil
@@ -28,24 +41,24 @@ POLL_S = 0.05
 """Wall seconds between two looks at process and log: a death is noticed well within 1 s."""
 PROBE_S = 0.1
 """Wall seconds between two connection attempts or status questions: the moment of readiness is right within 0.3 s."""
-SLOW_S = 1.0
-"""Wall seconds between two looks at CPU time and caches."""
-MIN_SILENCE_WALL_S = 2.0
-"""A simulated rig's clock runs ahead: a hang must also last this long on the wall, or a busy machine would look like one."""
-CPU_ACTIVE = 0.05
-"""Share of one core from which on a tree counts as active; an idle SGLang stays below."""
 CONFIRMATIONS = 3
 """Tries to get an exact completion after the first sign of readiness."""
+LATE_HEALTH_S = 5.0
+"""A /health that answers 200 after more than this has waited for a token: it looks for one once a second."""
 
 
 class _Sign(Value, frozen=True):
-    ready: bool
+    status: int | None
     asked_at: float
+    seconds: float
+    path: str
 
 
 class _Proof(Value, frozen=True):
     completion: Completion
     ended_at: float
+    why: str
+    """Why it is none; "" = proved."""
 
 
 class _Wait:
@@ -62,39 +75,41 @@ class _Wait:
         budget_s: float,
         silence_s: float,
         give_up_s: float,
+        phases_s: Mapping[str, float],
         expected_s: float | None,
         expected_tokens: int,
         activity: Callable[[], object],
+        watched: str,
         progress: Callable[[Progress], None],
     ) -> None:
         self.controller, self.plane, self.clock, self.launched_at = controller, plane, clock, launched_at
         self.budget_s, self.silence_s, self.give_up_s, self.expected_s = budget_s, silence_s, give_up_s, expected_s
-        self.expected_tokens, self.activity, self.progress = expected_tokens, activity, progress
+        self.phases_s, self.expected_tokens, self.watched, self.progress = phases_s, expected_tokens, watched, progress
+        self.watchdog = Watchdog(clock, silence_s, activity)
         self.observed = controller.log_at_start is not None
         self.source, self.log = log, LogWatch(log, controller.log_at_start, launched_at)
         self.begun = time.monotonic()
         self.process: psutil.Process | None = None
-        self.pids: set[int] = set()
+        self.kills: deaths.Kills | None = None
+        # systemd counts anew when somebody starts the unit
+        self.restarts = 0 if self.observed and controller.kind == "systemd" else controller.state().restarts
         self.port_open_at: float | None = None
         self.ready_at: float | None = None
         self.sign: Task[_Sign] | None = None
         self.proof: Task[_Proof] | None = None
-        self.proofs: list[Completion] = []
+        self.proofs: list[_Proof] = []
+        self.last_sign: _Sign | None = None
+        self.first_request_s: float | None = None
         self.has_flag = True
         self.seen_unready = False
         self.timeline: Timeline | None = None
-        self._next = dict.fromkeys(("state", "log", "port", "slow", "tell", "proof"), 0.0)
-        self._quiet_since = clock.time()
-        self._quiet_since_wall = self._polled_wall = time.monotonic()
-        self._polled_rig = self._quiet_since
-        self._activity: object = None
-        self._cpu: tuple[float, float] | None = None
+        self._next = dict.fromkeys(("state", "log", "port", "tell", "proof"), 0.0)
 
     def run(self) -> Startup:
         while True:
             self._look_at_process()
             if self._due("log", 2 * POLL_S) and self.log.poll():
-                self._alive()
+                self.watchdog.alive()
             done = self._look_at_port()
             if done is not None:
                 return done
@@ -126,7 +141,7 @@ class _Wait:
             if self.process is None:
                 self._adopt(state.pid)
                 return
-            raise self._died(state, f"its owner restarted it by itself: pid {self.process.pid} is gone, pid {state.pid} runs now")
+            raise self._died(state)  # its owner has started it again
         if state.active and self.process is None:
             return  # hidden from us, or its owner is still about to start it
         if self.process is not None:
@@ -142,20 +157,28 @@ class _Wait:
             self.process = psutil.Process(pid)
         except psutil.Error:
             return  # gone already: the next look tells
-        self.pids.add(pid)
+        self.watchdog.pids.add(pid)
+        self.kills = deaths.kills_of(pid)
 
-    def _died(self, state: ControlState, because: str | None = None) -> StartFailed:
+    def _died(self, state: ControlState) -> StartFailed:
         # its last words may still be on their way into the log
         for _ in range(4):
             self.log.poll()
             time.sleep(POLL_S)
+        now = self.controller.state()
         if state.exit_code is None and not state.active:
-            state = self.controller.state()
+            state = now
         timeline = self._read(ended_at=self.clock.time())
-        cause = deaths.cause(state, timeline, self.pids)
-        if because is not None:
-            cause = f"{cause}; {because}" if timeline.failure is not None else because
+        cause = deaths.cause(state, timeline, self._evidence())
+        again = deaths.restarted(self.restarts, now)
+        if again is not None:
+            cause = f"{cause}; {again}" if timeline.failure is not None else again
         return self._failed("died", cause, timeline, exit_code=state.exit_code)
+
+    def _evidence(self) -> deaths.Evidence:
+        # pids are given again: what the kernel said before this start was about somebody else
+        begun = deaths.since_boot(time.time() - (time.monotonic() - self.begun))
+        return deaths.Evidence(pids=frozenset(self.watchdog.pids), kills=self.kills, launched_since_boot_s=begun)
 
     def _failed(
         self, kind: FailureKind, cause: str, timeline: Timeline, *, exit_code: int | None = None, stacks: str = ""
@@ -188,12 +211,14 @@ class _Wait:
         sign = self.sign.result()
         if sign is None:
             return None
-        self.sign = None
-        if not sign.ready:
+        self.sign, self.last_sign = None, sign
+        if sign.status != 200:
             self.seen_unready = True
             self.ready_at = None
-        elif self._due("proof", SLOW_S):
+        elif self._due("proof", watchdog.LOOK_S):
             self.ready_at = self.ready_at or sign.asked_at
+            if sign.path == "/health" and sign.seconds > LATE_HEALTH_S and self.first_request_s is None:
+                self.first_request_s = sign.seconds  # it generated a token
             self.proof = Task(self._prove)
         return None
 
@@ -217,94 +242,92 @@ class _Wait:
             timeline = self._read(extra=finding)
             raise self._failed("not ready", finding.detail, timeline)
         self.port_open_at = moment
-        self._alive()
+        self.watchdog.alive()
 
     def _ask(self) -> _Sign:
         """One status question: the flag of 0.5.20 and later, else /health, which answers 503 at once while the server starts."""
         asked_at = self.clock.time()
         if self.has_flag:
-            status = self.plane.probe("/ready", self.plane.timeout_s).status
-            if status != 404:
-                return _Sign(status == 200, asked_at)
+            flag = self.plane.probe("/ready", self.plane.timeout_s)
+            if flag.status != 404:
+                return _Sign(flag.status, asked_at, flag.seconds, "/ready")
             self.has_flag = False
-        return _Sign(self.plane.probe("/health").status == 200, asked_at)
+        health = self.plane.probe("/health")
+        return _Sign(health.status, asked_at, health.seconds, "/health")
 
     def _prove(self) -> _Proof:
-        if self.has_flag:
-            self.plane.health()
+        """An exact completion, the first request of all; then /health, where it was not the sign itself."""
         completion = self.plane.complete(self.expected_tokens, timeout_s=max(60.0, min(self.silence_s, 600.0)))
-        return _Proof(completion, self.clock.time())
+        ended_at, why = self.clock.time(), ""
+        if not completion.ok:
+            why = f"a completion is not what was asked for: {completion.why}"
+        elif self.has_flag and (status := self.plane.health()) != 200:
+            why = f"/health {'does not answer' if status is None else f'answers {status}'}"
+        return _Proof(completion, ended_at, why)
 
     def _look_at_proof(self) -> Startup | None:
         proof = self.proof.result() if self.proof is not None else None
         if proof is None:
             return None
         self.proof = None
-        if proof.completion.ok:
+        if self.first_request_s is None:
+            self.first_request_s = proof.completion.seconds or None
+        if not proof.why:
             return self._is_ready(proof)
-        self.proofs.append(proof.completion)
+        self.proofs.append(proof)
+        self.ready_at = None  # the sign was premature: a later one counts
         if len(self.proofs) >= CONFIRMATIONS:
             self.log.poll()
-            cause = f"it says that it is ready, but a completion is not what was asked for: {proof.completion.why}"
-            raise self._failed("not ready", cause, self._read())
+            raise self._failed("not ready", f"it says that it is ready, but {proof.why}", self._read())
         return None
 
     def _is_ready(self, proof: _Proof) -> Startup:
         self.log.poll()
-        info = self.plane.server_info()
+        info, samples = self.plane.server_info(), self.plane.metrics()
         version = info.get("version") if isinstance(info, dict) else None
         if not self.observed and not self.seen_unready:
-            return read_start(controller=self.controller, log=self.source, clock=self.clock, version=version)
+            return read_start(
+                controller=self.controller, log=self.source, clock=self.clock, version=version, info=info, samples=samples
+            )
         timeline = self._read(version=version)
-        return self._startup(timeline, first_token_at=proof.ended_at)
+        account, disagree = own_account(info, samples, timeline)
+        startup = self._startup(timeline, first_token_at=proof.ended_at)
+        return msgspec.structs.replace(startup, timings=account, findings=(*startup.findings, *disagree))
 
     # --- slow or stuck? ----------------------------------------------------------------------------------------------------
 
-    def _alive(self) -> None:
-        self._quiet_since, self._quiet_since_wall = self.clock.time(), time.monotonic()
-
     def _look_for_silence(self) -> None:
-        now, wall = self.clock.time(), time.monotonic()
-        if wall - self._polled_wall > SLOW_S:
-            # we ourselves were held up: that time says nothing about the server
-            self._quiet_since += now - self._polled_rig
-            self._quiet_since_wall += wall - self._polled_wall
-        self._polled_rig, self._polled_wall = now, wall
-        if self._due("slow", SLOW_S) and self._is_active(wall):
-            self._alive()
-        quiet_s = now - self._quiet_since
-        if quiet_s > self.silence_s and wall - self._quiet_since_wall > MIN_SILENCE_WALL_S:
+        quiet_s = self.watchdog.silent_s(self.process)
+        if quiet_s is not None:
             raise self._hangs(quiet_s)
-        if self.elapsed_s > self.give_up_s and wall - self.begun > MIN_SILENCE_WALL_S:
-            timeline = self._read()
-            elapsed, budget = units.duration(self.elapsed_s), units.duration(self.budget_s)
-            cause = f"still not ready after {elapsed}, budget {budget}; it moves, but too slowly"
-            raise self._failed("not ready", cause, timeline)
+        slow = self._too_slow()
+        if slow is not None and time.monotonic() - self.begun > watchdog.MIN_SILENCE_WALL_S:
+            raise self._failed("not ready", f"{slow}; it moves, but too slowly", self._read())
 
-    def _is_active(self, wall: float) -> bool:
-        value = self.activity()
-        changed, self._activity = value != self._activity and self._activity is not None, value
-        tree = processes.tree(self.process.pid if self.process else None)
-        self.pids |= {each.pid for each in tree}
-        used = processes.cpu_s(tree)
-        before, self._cpu = self._cpu, (wall, used)
-        share = (used - before[1]) / (wall - before[0]) if before is not None and wall > before[0] else 0.0
-        return changed or share > CPU_ACTIVE
+    def _too_slow(self) -> str | None:
+        """Over a budget, the whole's or the present phase's, by so much that waiting on tells nothing new."""
+        if self.elapsed_s > self.give_up_s:
+            return f"still not ready after {units.duration(self.elapsed_s)}, budget {units.duration(self.budget_s)}"
+        return over(self.timeline.phases if self.timeline is not None else (), self.phases_s, self.elapsed_s)
 
     def _hangs(self, quiet_s: float) -> StartFailed:
         timeline = self._read()
         tree = processes.tree(self.process.pid if self.process else None)
         stopped = processes.stopped(tree)
-        cause = f"no sign of progress for {units.duration(quiet_s)} (no log line, no cache file, no CPU time)"
+        cause = f"no sign of progress for {units.duration(quiet_s)} (no log line, {self.watched})"
+        if self.last_sign is not None and self.port_open_at is not None:
+            status = self.last_sign.status
+            cause += f"; the port is open, but {self.last_sign.path} " + (
+                "does not answer" if status is None else f"answers {status}"
+            )
         if stopped:
             cause += f"; stopped by somebody (SIGSTOP): {', '.join(stopped)}"
-        return self._failed("hang", cause, timeline, stacks=deaths.stacks([each.pid for each in tree]))
+        stacks = deaths.stacks(processes.titles(tree), stopped=processes.stopped_pids(tree))
+        return self._failed("hang", cause, timeline, stacks=stacks)
 
     # --- what was seen -----------------------------------------------------------------------------------------------------
 
     def _read(self, *, version: str | None = None, ended_at: float | None = None, extra: Finding | None = None) -> Timeline:
-        import msgspec
-
         found = phases.timeline(
             self.log.lines(),
             launched_at=self.launched_at,
@@ -336,12 +359,16 @@ class _Wait:
             capture_s=timeline.capture_s,
             findings=(*timeline.findings, *unreadable(self.source, self.log.lines())),
             observed=True,
+            first_request_s=self.first_request_s,
+            request_tokens=self.expected_tokens,
         )
 
     def _tell(self) -> None:
         self.timeline = phases.timeline(self.log.lines(), launched_at=self.launched_at)
         phase = "warmup" if self.port_open_at is not None else self.timeline.phase
-        self.progress(Progress(phase, self.timeline.inside, self.elapsed_s, self.expected_s, self.log.last_line))
+        inside = self.timeline.inside if phase == self.timeline.phase else ""
+        compiles = self.timeline.autotune_runs > 0
+        self.progress(Progress(phase, inside, self.elapsed_s, self.expected_s, self.log.last_line, compiles))
 
 
 def wait_ready(
@@ -356,15 +383,17 @@ def wait_ready(
     expected_tokens: int = 16,
     expected_s: float | None = None,
     give_up_s: float | None = None,
+    phases_s: Mapping[str, float] | None = None,
     activity: Callable[[], object] = lambda: None,
+    watched: str = "no CPU time",
     progress: Callable[[Progress], None] = lambda _: None,
 ) -> Startup:
     """Wait until the server is ready: its own tree alive and owning the port, health, an exact completion. Seconds in rig time.
 
-    ``ready_s`` is the moment of the first sign, confirmed afterwards. Over ``budget_s`` it keeps waiting while there is progress,
-    up to ``give_up_s`` (default: twice the budget, at least 10 min more); ``silence_s`` without a log line, a change of
-    ``activity()`` or CPU time of the tree is a hang. A server that was ready before the call gives the start that it had
-    (``read_start``). Raises StartFailed: "died", "hang", "not ready".
+    ``ready_s`` is the moment of the first sign, confirmed afterwards. Over ``budget_s``, or a phase over its ``phases_s``, it keeps
+    waiting while there is progress, up to ``give_up_s`` (default: ``patience_s`` of the budget); ``silence_s`` without a log line, a
+    change of ``activity()`` (named by ``watched``) or CPU time of the tree is a hang. A server that was ready before the call gives
+    the start that it had (``read_start``). Raises StartFailed: "died", "hang", "not ready".
     """
     wait = _Wait(
         controller=controller,
@@ -374,10 +403,12 @@ def wait_ready(
         launched_at=launched_at,
         budget_s=budget_s,
         silence_s=silence_s,
-        give_up_s=give_up_s if give_up_s is not None else max(budget_s * 2, budget_s + 600.0),
+        give_up_s=give_up_s if give_up_s is not None else patience_s(budget_s),
+        phases_s=phases_s or {},
         expected_s=expected_s,
         expected_tokens=expected_tokens,
         activity=activity,
+        watched=watched,
         progress=progress,
     )
     return wait.run()

@@ -1,13 +1,19 @@
-"""Logs that are not files: the journal of a unit, the log of a container."""
+"""Logs that are not files: the journal of a unit, the log of a container, a pipe."""
 
 from __future__ import annotations
 
+import codecs
 import json
+import os
+import threading
 from collections.abc import Sequence
 from typing import Any
 
 from pytest_sglang.server import control
+from pytest_sglang.server.log import LIMIT_BYTES
 
+# systemd's catalogue: "A start job for unit has begun execution", "... has finished successfully"
+_STARTING, _STARTED = "7d4958e842da4a758f6c1cdc7b36dcc5", "39f53479d3a045ac8e11786248231fbf"
 LINES = 200_000
 """How many entries are read at most."""
 
@@ -44,6 +50,63 @@ class JournalLog:
         lines = [_message(entry) for entry in entries if entry.get("_PID") != "1" and entry.get("SYSLOG_IDENTIFIER") != "systemd"]
         self.why = None if entries else f"journal of {self._unit}: no entries (are you in the group systemd-journal?)"
         return lines, cursor
+
+    def launches(self) -> list[float]:
+        """When systemd launched the unit, oldest first (epoch seconds); a unit that tells readiness counts from its "Starting"."""
+        ran = control.run([*self._journalctl, "-u", self._unit, "-o", "json", "-n", str(LINES), "_PID=1"], timeout_s=60.0)
+        found: list[float] = []
+        starting = False
+        for entry in (each for line in ran.out.splitlines() if ran.code == 0 and (each := _entry(line)) is not None):
+            kind, moment = entry.get("MESSAGE_ID"), entry.get("__REALTIME_TIMESTAMP")
+            if kind not in (_STARTING, _STARTED) or not str(moment).isdigit():
+                continue
+            if kind == _STARTING or not starting:
+                found.append(int(str(moment)) / 1e6)
+            starting = kind == _STARTING
+        return found
+
+
+class StreamLog:
+    """A pipe, read by a thread of its own: all of it at once by ``read``, or as it comes by ``tail_from``."""
+
+    def __init__(self, descriptor: int, name: str) -> None:
+        self._descriptor, self._name = descriptor, name
+        self._text, self._dropped = "", 0
+        self._lock = threading.Lock()
+        self.why: str | None = None
+        self.ended = threading.Event()
+        """Set when whoever wrote into the pipe has closed it."""
+        threading.Thread(target=self._take, daemon=True).start()
+
+    def _take(self) -> None:
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        try:
+            while data := os.read(self._descriptor, 1 << 16):
+                with self._lock:
+                    self._text += decoder.decode(data)
+                    over = len(self._text) - 2 * LIMIT_BYTES
+                    if over > 0:
+                        self._text, self._dropped = self._text[LIMIT_BYTES + over :], self._dropped + LIMIT_BYTES + over
+        except OSError as error:
+            self.why = f"{self._name}: {error.strerror or error}"
+        self.ended.set()
+
+    def read(self) -> str:
+        """All of it: waits for its end."""
+        self.ended.wait()
+        return self._text
+
+    def tail_from(self, position: object | None) -> tuple[str, object]:
+        with self._lock:
+            begin = position if isinstance(position, int) else 0
+            return self._text[max(0, begin - self._dropped) :], self._dropped + len(self._text)
+
+    def end(self) -> object:
+        with self._lock:
+            return self._dropped + len(self._text)
+
+    def describe(self) -> str:
+        return self._name
 
 
 def _entry(line: str) -> dict[str, Any] | None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from pytest_sglang.record import units
 from pytest_sglang.record.clock import Clock
 from pytest_sglang.record.values import Finding, Phase, StartKind, Startup, Value
 from pytest_sglang.server import log as logs
-from pytest_sglang.server import phases
+from pytest_sglang.server import phases, redact, timings
 from pytest_sglang.server.control import Controller
 from pytest_sglang.server.log import LogLine, LogSource
 from pytest_sglang.server.phases import Timeline
@@ -27,6 +28,8 @@ class Progress(Value, frozen=True):
     elapsed_s: float
     expected_s: float | None
     last_line: str
+    compiles: bool = False
+    """Autotuning stands in its log already: it is not the warm start that it may have been taken for."""
 
 
 class StartFailed(Exception):
@@ -79,8 +82,10 @@ class LogWatch:
 
     @property
     def last_line(self) -> str:
-        """The newest line, without its stamp."""
-        tail = logs.split(self._text[-4000:])
+        """The newest line, whole but for its stamp, secrets redacted."""
+        text = self._text.rstrip("\r\n")
+        begin = max(text.rfind("\n"), text.rfind("\r")) + 1
+        tail = logs.split(redact.text(text[begin:]))
         return tail[-1].text.strip()[:160] if tail else ""
 
 
@@ -116,14 +121,35 @@ def kind_of(timeline: Timeline, lines: list[LogLine]) -> StartKind:
     return "warm" if complete else "unknown"
 
 
-def read_start(*, controller: Controller, log: LogSource, clock: Clock, version: str | None = None) -> Startup:
+def own_account(info: Any, samples: Mapping[str, float] | None, timeline: Timeline) -> tuple[dict[str, float], list[Finding]]:
+    """The server's own start-up seconds (``/server_info``, else the metrics, else the log's line), and where they do not fit the log."""
+    told = {
+        "/server_info": timings.from_info(info),
+        "/metrics": timings.from_metrics(samples),
+        "the log's own line": timeline.timings,
+    }
+    found = [each for source, seconds in told.items() for each in timings.disagreements(seconds, timeline, source)]
+    return next((seconds for seconds in told.values() if seconds), {}), found
+
+
+def read_start(
+    *,
+    controller: Controller,
+    log: LogSource,
+    clock: Clock,
+    version: str | None = None,
+    info: Any = None,
+    samples: Mapping[str, float] | None = None,
+) -> Startup:
     """The start that the running server had, from its log and its owner's time stamps (``observed`` False).
 
-    ``kind`` "unknown" where the log has no such start (rotated away, unreadable, none promised).
+    ``kind`` "unknown" where the log has no such start (rotated away, unreadable, none promised). ``info`` (the answer of /server_info)
+    and ``samples`` (of /metrics) are cross-checked with the log's phases where they tell start-up times.
     """
     state = controller.state()
     lines = select(logs.split(log.read()), state.started_at)
     timeline = phases.timeline(lines, launched_at=state.started_at, version=version)
+    account, disagree = own_account(info, samples, timeline)
     zero = timeline.launched_at
     if zero is None or not math.isfinite(zero):
         zero = clock.time()
@@ -141,8 +167,9 @@ def read_start(*, controller: Controller, log: LogSource, clock: Clock, version:
         pid=state.pid,
         argv=controller.argv(),
         versions=timeline.versions,
+        timings=account,
         autotune_runs=timeline.autotune_runs if lines else None,
         capture_s=timeline.capture_s,
-        findings=(*timeline.findings, *unreadable(log, lines)),
+        findings=(*timeline.findings, *disagree, *unreadable(log, lines)),
         observed=False,
     )

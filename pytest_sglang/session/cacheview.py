@@ -77,9 +77,12 @@ class CacheView:
         """What was written at ``epoch_s`` or later: for a start that nobody watched."""
         return diff.since(self.snapshot(), epoch_s)
 
-    def newest(self) -> object:
-        """Something that changes as long as a cache grows: a sign of progress for the watchdog."""
-        return snapshot.newest(self.places)
+    def places_unasked(self) -> tuple[CachePlace, ...]:
+        """Where the caches are, without a question to the server: while it starts, /server_info hangs."""
+        if self._places is not None:
+            return self._places
+        controller = self._source.controller()
+        return places_of(dict(controller.environment()), self._version, controller.state().pid)
 
     @property
     def machine(self) -> Machine:

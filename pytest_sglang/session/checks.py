@@ -7,8 +7,11 @@ from dataclasses import dataclass
 
 from pytest_sglang.rig.model import Rig, ThroughputRow
 
-STAGES: tuple[str, ...] = ("identity", "power", "links", "server", "findings", "measure", "restart", "cold", "baseline")
-"""The fixed order. Nothing is restarted before everything else has been measured: the server may not come back."""
+STAGES: tuple[str, ...] = ("identity", "power", "links", "server", "findings", "measure", "restart", "cold", "health", "baseline")
+"""The fixed order. Nothing is restarted before everything else has been measured: the server may not come back.
+
+Last of all: what happened to the cards meanwhile, and the comparison with the baseline.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,18 @@ def _rates(row: ThroughputRow) -> bool:
     return any(each is not None for each in (row.min_tok_s, row.max_ttft_s, row.max_itl_p99_s))
 
 
+def _placed(rig: Rig) -> bool:
+    """Something about where the server runs is promised."""
+    server = rig.server
+    return server is not None and bool(rig.gpus) and (server.gpus is not None or bool(server.exclusive))
+
+
+def _links_under_load(rig: Rig) -> bool:
+    """A server to make load with, and links that are promised."""
+    pcie = any(each.pcie_gen is not None or each.pcie_width is not None for each in rig.gpus)
+    return rig.server is not None and bool(rig.gpus) and (pcie or rig.declares_nvlink)
+
+
 def _starts(rig: Rig) -> bool:
     return rig.server is not None and rig.start is not None
 
@@ -50,6 +65,7 @@ STANDARD: dict[str, CheckSpec] = {
         CheckSpec("nvlink", "links", after=("gpu-identity",), promised=lambda rig: rig.declares_nvlink),
         CheckSpec("server-identity", "server", promised=lambda rig: rig.server is not None, uses_server=True),
         CheckSpec("ready", "server", after=("server-identity",), promised=lambda rig: rig.server is not None, uses_server=True),
+        CheckSpec("placement", "server", after=("gpu-identity", "server-identity"), promised=_placed, uses_server=True),
         CheckSpec(
             "findings", "findings", after=("server-identity",), promised=lambda rig: rig.server is not None, uses_server=True
         ),
@@ -65,10 +81,21 @@ STANDARD: dict[str, CheckSpec] = {
         CheckSpec(
             "energy-per-token",
             "measure",
-            after=(*_SERVER, "power-limit"),
+            after=(*_SERVER, "power-limit", "placement"),
             per_power=True,
             min_level=2,
             promised=lambda rig: rig.server is not None and any(row.max_j_per_token is not None for row in rig.throughput),
+            uses_server=True,
+        ),
+        CheckSpec(
+            "throttling",
+            "measure",
+            after=(*_SERVER, "power-limit", "placement"),
+            per_power=True,
+            min_level=2,
+            promised=lambda rig: (
+                rig.server is not None and bool(rig.gpus) and any(row.power_w is not None for row in rig.throughput)
+            ),
             uses_server=True,
         ),
         CheckSpec(
@@ -80,6 +107,7 @@ STANDARD: dict[str, CheckSpec] = {
             promised=lambda rig: rig.server is not None and rig.gain is not None,
             uses_server=True,
         ),
+        CheckSpec("links-under-load", "measure", after=_SERVER, min_level=2, promised=_links_under_load, uses_server=True),
         CheckSpec(
             "warm-restart",
             "restart",
@@ -94,6 +122,8 @@ STANDARD: dict[str, CheckSpec] = {
             promised=lambda rig: _starts(rig) and rig.start is not None and rig.start.cold_s is not None,
             uses_server=True,
         ),
+        CheckSpec("gpu-health", "health", promised=lambda rig: bool(rig.gpus)),
+        CheckSpec("kernel-log", "health", promised=lambda rig: bool(rig.gpus)),
         # asked for by --sglang-baseline=compare, not by the rig file
         CheckSpec(BASELINE, "baseline", promised=lambda rig: False),
     )

@@ -16,10 +16,14 @@ from pytest_sglang.session.options import RunOptions
 from pytest_sglang.session.recorder import Recorder
 
 if TYPE_CHECKING:
+    from pytest_sglang.judge.throttling import Worked
     from pytest_sglang.server.control import Controller
     from pytest_sglang.server.http import ControlPlane
     from pytest_sglang.server.identity import Identity
     from pytest_sglang.server.log import LogSource
+    from pytest_sglang.session.activity import Activity
+    from pytest_sglang.session.curve import PowerCurve
+    from pytest_sglang.session.expected import Expected
     from pytest_sglang.session.guard import Guard
     from pytest_sglang.session.hardware import Hardware
     from pytest_sglang.session.journal import Entry, Journal
@@ -30,6 +34,7 @@ if TYPE_CHECKING:
     from pytest_sglang.session.server import SglangServer
     from pytest_sglang.session.simulated import Simulation
     from pytest_sglang.session.topology import NvlinkTopology
+    from pytest_sglang.session.underload import UnderLoad
 
 Progress = Callable[[str | None], None]
 
@@ -64,7 +69,14 @@ class Deployment:
         self.as_left: dict[str, Any] = {}
         self.last_reasons: dict[str, dict[str, float]] | None = None
         """Shares of the last measured time by clocks event reason, by card."""
+        self.worked: dict[float | None, tuple[Worked, ...]] = {}
+        """What the serving cards did over the newest measurement at each power level."""
+        self.loads: list[UnderLoad] = []
+        """PCIe and NVLink in each measured load of this run."""
+        self.lost_in: str | None = None
+        """Id of the check in which a card fell off the bus; nothing is measured after it."""
         self.closed = False
+        self._activity: Activity | None = None
 
     # --- parts -----------------------------------------------------------------------------------------------------------
 
@@ -88,6 +100,14 @@ class Deployment:
         return self.controller.log()
 
     @cached_property
+    def expected(self) -> Expected:
+        """How long this server's last starts took, by the records of earlier runs."""
+        from pytest_sglang.session import expected
+
+        folder, name = self.options.report_dir, self.rig.name
+        return expected.read(folder, rig=name, server=self.rig.server, simulated=self.options.simulated)
+
+    @cached_property
     def server(self) -> SglangServer:
         """``sglang_server``."""
         from pytest_sglang.session.server import SglangServer
@@ -102,6 +122,13 @@ class Deployment:
         from pytest_sglang.session.power import GpuPower
 
         return GpuPower(self)
+
+    @cached_property
+    def curve(self) -> PowerCurve:
+        """Speed and energy over the power levels of this run and of earlier ones."""
+        from pytest_sglang.session.curve import PowerCurve
+
+        return PowerCurve(self)
 
     @cached_property
     def topology(self) -> NvlinkTopology:
@@ -139,7 +166,13 @@ class Deployment:
                 "server", self.controller.subject, {"active": False}, {"active": True}, self.controller.description()
             )
         self.progress(f"starting {self.controller.subject}")
+        self._activity = self._watch()
         self.controller.start()
+
+    def _watch(self) -> Activity:
+        from pytest_sglang.session.activity import Activity
+
+        return Activity(self)
 
     def server_is_back(self) -> None:
         """The owner's server serves again: nothing of it is left to undo, unless its caches are still set aside."""
@@ -150,8 +183,11 @@ class Deployment:
     def wait_ready(self, *, launched_at: float, budget_s: float | None) -> Startup:
         """Wait for readiness with live progress. Raises StartFailed."""
         from pytest_sglang.server import ready
+        from pytest_sglang.session import live
 
-        start = self.rig.start
+        expected, cold = self.expected.after(self.server.history), bool(self.kernels.aside)
+        start, activity = self.rig.start, self._activity or self._watch()
+        self._activity = None
         budgets = [each for each in (start.cold_s, start.warm_s) if each] if start is not None else []
         budget = budget_s if budget_s is not None else max(budgets, default=1800.0)
         try:
@@ -163,8 +199,11 @@ class Deployment:
                 launched_at=launched_at,
                 budget_s=budget,
                 silence_s=start.silence_s if start is not None else 300.0,
-                activity=self.kernels.newest,
-                progress=lambda each: self.progress(_show(each)),
+                phases_s=start.phases_s if start is not None else None,
+                activity=activity,
+                watched=activity.watched,
+                expected_s=expected.of(cold=cold),
+                progress=lambda each: self.progress(live.text(each, expected.of(cold=cold or each.compiles))),
             )
         finally:
             self.progress(None)
@@ -179,9 +218,16 @@ class Deployment:
         from pytest_sglang.server import ready
         from pytest_sglang.session import starting
 
-        version = self.server.info.get("version")
-        startup = ready.read_start(controller=self.controller, log=self.log, clock=self.clock, version=version)
-        return starting.with_traces(startup, self.kernels)
+        info = self.server.info
+        startup = ready.read_start(
+            controller=self.controller,
+            log=self.log,
+            clock=self.clock,
+            version=info.get("version"),
+            info=info,
+            samples=self.plane.metrics(),
+        )
+        return starting.resumed(starting.with_traces(startup, self.kernels), self.log)
 
     def identify(self) -> Identity:
         """Who listens, and whether it is the promised server."""
@@ -298,17 +344,3 @@ def _settle(controller: Controller) -> None:
         if controller.state().active:
             return
         time.sleep(0.1)
-
-
-def _show(progress: Any) -> str:
-    from pytest_sglang.record import units
-
-    parts = [
-        f"{progress.phase or 'starting'}{' ' + progress.inside if progress.inside else ''}",
-        units.duration(progress.elapsed_s),
-    ]
-    if progress.expected_s:
-        parts.append(f"of about {units.duration(progress.expected_s)}")
-    if progress.last_line:
-        parts.append(progress.last_line)
-    return " · ".join(parts)

@@ -25,3 +25,11 @@ class Inconclusive(SessionError):
 
 class CheckFailed(SessionError):
     """The promise is not kept; the message has measured, limit and cause."""
+
+
+class ServerDied(SessionError):
+    """The server was there and is gone, and nobody asked it to: the rig's own failure. ``last_lines`` are its log's."""
+
+    def __init__(self, message: str, cause: str, last_lines: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.cause, self.last_lines = cause, last_lines

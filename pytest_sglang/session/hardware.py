@@ -9,8 +9,9 @@ from pytest_sglang.gpu.card import Card
 from pytest_sglang.gpu.nvml import Nvml
 from pytest_sglang.gpu.readings import NoDriver
 from pytest_sglang.judge import hardware as judge
+from pytest_sglang.judge.health import FoundMemory
 from pytest_sglang.rig.model import GpuPromise, Rig
-from pytest_sglang.session import sources
+from pytest_sglang.session import health, sources
 from pytest_sglang.session.errors import Refused
 from pytest_sglang.session.options import RunOptions
 
@@ -46,6 +47,8 @@ class Hardware:
         )
         wanted = rig.server.gpus if rig.server is not None and rig.server.gpus is not None else None
         self._serving = tuple(range(len(self.promised))) if wanted is None else wanted
+        self.memory_before: tuple[FoundMemory, ...] = tuple(health.memory(self)[0])
+        """Memory errors of the promised cards as the run found them."""
 
     def found(self) -> list[judge.FoundGpu]:
         """Every card of the machine as it stands now, as the judge takes it."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_sglang.gpu.nvml import Nvml
-from pytest_sglang.gpu.readings import Missing, NoDriver
+from pytest_sglang.gpu.readings import GpuLost, Missing, NoDriver
 from pytest_sglang.record.clock import Clock, SystemClock
 from pytest_sglang.rig.found import Found, FoundCache, FoundCard, FoundPair, FoundServer
 from pytest_sglang.rig.model import ServerPromise
@@ -178,12 +178,14 @@ def _described(
             )
         start = ready.read_start(controller=controller, log=controller.log(), clock=clock, version=found.version)
         caches = _caches(controller, found.version, pid)
+        gpus, alone = _gpus(simulation, pid)
         server = FoundServer(
             url=url,
             model=found.model,
             served_name=found.served_name,
             tp=found.tp,
-            gpus=_gpus(simulation, pid),
+            gpus=gpus,
+            exclusive=alone,
             torch_compile=found.torch_compile,
             systemd=unit,
             log=log,
@@ -212,18 +214,23 @@ def _log_path(controller: Any) -> str | None:
     return str(path) if path is not None else None
 
 
-def _gpus(simulation: Simulation | None, pid: int | None) -> tuple[int, ...] | None:
-    from pytest_sglang.gpu.processes import gpus_of
+def _gpus(simulation: Simulation | None, pid: int | None) -> tuple[tuple[int, ...] | None, bool | None]:
+    """NVML indices of the cards on which the server works, and whether nobody else computes there; None = cannot be told."""
+    from pytest_sglang.gpu import processes
     from pytest_sglang.server.processes import tree
 
     if pid is None:
-        return None
+        return None, None
+    pids = {each.pid for each in tree(pid)}
     try:
         with Nvml.open(simulation.rig.nvml() if simulation is not None else None) as nvml:
-            cards = gpus_of(nvml.cards(), {each.pid for each in tree(pid)})
-    except NoDriver:
-        return None
-    return None if isinstance(cards, Missing) else tuple(card.index for card in cards)
+            cards = processes.gpus_of(nvml.cards(), pids)
+            if isinstance(cards, Missing):
+                return None, None
+            strangers = [each for each in processes.foreign(cards, pids) if each.kind == "compute"]
+    except (NoDriver, GpuLost):
+        return None, None
+    return tuple(card.index for card in cards), not strangers
 
 
 def _caches(controller: Any, version: str | None, pid: int | None) -> tuple[FoundCache, ...]:

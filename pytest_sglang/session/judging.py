@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_sglang.gpu.readings import GpuLost
 from pytest_sglang.judge import causes, limits, stats
 from pytest_sglang.judge import gain as judge_gain
+from pytest_sglang.judge import latency as judge_latency
 from pytest_sglang.judge.verdict import Judgement, inconclusive
 from pytest_sglang.record import run as records
 from pytest_sglang.record import units
@@ -15,6 +17,7 @@ from pytest_sglang.record.run import Limit, Measurement
 from pytest_sglang.record.values import Finding, Throughput
 from pytest_sglang.rig.model import ServerPromise, ThroughputRow
 from pytest_sglang.session import starting
+from pytest_sglang.session.errors import ServerDied
 
 if TYPE_CHECKING:
     from pytest_sglang.server.http import Completion
@@ -94,17 +97,10 @@ def latency(measured: Throughput, row: ThroughputRow) -> list[Judgement]:
     """TTFT (median) and ITL p99 against the row's limits; a percentile that the sample size does not earn is inconclusive."""
     out: list[Judgement] = []
     why = unsound(measured)
-    ttft = [] if why else [each for done in measured.rounds for each in done.ttft_s]
-    itl = [] if why else [each for done in measured.rounds for each in done.itl_s]
     if row.max_ttft_s is not None:
-        value = stats.median(ttft) * 1000 if ttft else None
-        out.append(
-            limits.max_value("ttft_ms", value, row.max_ttft_s * 1000, unit="ms", why_missing=why or "no request ended whole")
-        )
+        out.append(judge_latency.max_ttft(measured, row.max_ttft_s, why_missing=why))
     if row.max_itl_p99_s is not None:
-        earned = stats.percentile(itl, 0.99)
-        value = earned.value * 1000 if earned.value is not None else None
-        out.append(limits.max_value("itl_ms", value, row.max_itl_p99_s * 1000, unit="ms", why_missing=why or earned.why_missing))
+        out.append(judge_latency.max_itl_p99(measured, row.max_itl_p99_s, why_missing=why))
     return out
 
 
@@ -113,14 +109,25 @@ def j_per_token(measured: Throughput) -> tuple[float | None, str | None]:
     rounds = [each for each in measured.rounds if each.invalid_because is None]
     if not rounds:
         return None, "no valid round"
-    if any(each.joules is None for each in rounds):
-        return None, "the energy of a round could not be measured"
+    unknown = next((each for each in rounds if each.joules is None), None)
+    if unknown is not None:
+        return None, f"energy of round {unknown.index}: {unknown.joules_missing or 'not measured'}"
     tokens = sum(each.output_tokens for each in rounds)
     return (sum(each.joules or 0.0 for each in rounds) / tokens, None) if tokens else (None, "no tokens")
 
 
-def energy(measured: Throughput, row: ThroughputRow | None, power_w: float | None) -> Judgement:
-    """Joules per token against the promised row."""
+def costly(measured: Throughput, reasons: dict[str, dict[str, float]] | None) -> str | None:
+    """Board watts and rate behind the joules of a token, after what held the cards where something did."""
+    numbers = {name: each.value for name, each in throughput_numbers(measured).items()}
+    watts, rate = numbers.get("mean_w"), measured.decode_tok_s
+    parts = causes.throttled(reasons or {})
+    if watts is not None and rate is not None:
+        parts.append(f"{units.show(float(watts), 'W')} of board power (not the wall) at {units.show(rate, 'tok/s')} a stream")
+    return "; ".join(parts) or None
+
+
+def energy(measured: Throughput, row: ThroughputRow | None, power_w: float | None, cause: str | None = None) -> Judgement:
+    """Joules per token, of the boards and not of the wall, against the promised row."""
     value, why = j_per_token(measured)
     if (bad := unsound(measured)) is not None:
         value, why = None, bad
@@ -129,7 +136,7 @@ def energy(measured: Throughput, row: ThroughputRow | None, power_w: float | Non
         return inconclusive(
             f"no max_j_per_token is promised {level}" + ("" if value is None else f": measured {units.show(value, 'J/token')}")
         )
-    return limits.max_value("j_per_token", value, row.max_j_per_token, unit="J/token", why_missing=why)
+    return limits.max_value("j_per_token", value, row.max_j_per_token, unit="J/token", why_missing=why, cause=cause)
 
 
 def throughput_numbers(measured: Throughput) -> dict[str, Measurement]:
@@ -138,6 +145,8 @@ def throughput_numbers(measured: Throughput) -> dict[str, Measurement]:
     itl = [each for done in measured.rounds for each in done.itl_s]
     rounds = [each for each in measured.rounds if each.joules is not None]
     joules = sum(each.joules or 0.0 for each in rounds) if rounds else None
+    error_j = sum(each.joules_error or 0.0 for each in rounds) if rounds else None
+    tokens = sum(each.output_tokens for each in rounds)
     seconds = sum(each.end_s - each.begin_s for each in rounds)
     temperatures = [each.start_c for each in measured.rounds if each.start_c is not None]
     numbers: dict[str, tuple[Any, str]] = {
@@ -151,7 +160,11 @@ def throughput_numbers(measured: Throughput) -> dict[str, Measurement]:
         "rounds": (len(measured.rounds), "count"),
         "failed_requests": (measured.failed, "count"),
         "client_lag_ms": (measured.client_lag_s * 1000, "ms"),
+        "merged_share": (measured.merged_share, ""),
+        "accept_length": (measured.accept_length, ""),
         "joules": (joules, "J"),
+        "error_j": (error_j, "J"),
+        "tok_s_per_w": (tokens / joules if joules else None, "tok/s/W"),
         "mean_w": (joules / seconds if joules is not None and seconds > 0 else None, "W"),
         "j_per_token": (j_per_token(measured)[0], "J/token"),
         "temperature_c": (max(temperatures, default=None), "C"),
@@ -250,8 +263,8 @@ def identity(found: Identity, promise: ServerPromise, deployment: Deployment) ->
     return Judgement(verdict="pass", message=message, quantity="model", measured=measured, limit=limit, findings=found.findings)
 
 
-def exact(completion: Completion, asked: int) -> Judgement:
-    """As many tokens as asked, with finish reason ``length``."""
+def exact(completion: Completion, asked: int, held: Callable[[], list[str]] = list) -> Judgement:
+    """As many tokens as asked, with finish reason ``length``. ``held()``: the server's processes that somebody stopped."""
     measured = {"output_tokens": Measurement(completion.tokens, "count")}
     limit = Limit("==", asked, "count")
     if completion.ok:
@@ -268,8 +281,12 @@ def exact(completion: Completion, asked: int) -> Judgement:
         quantity="output_tokens",
         measured=measured,
         limit=limit,
-        cause=completion.why,
+        cause=_held(held()) or completion.why,
     )
+
+
+def _held(stopped: list[str]) -> str | None:
+    return f"stopped by somebody (SIGSTOP): {', '.join(stopped)}" if stopped else None
 
 
 def findings(found: tuple[Finding, ...]) -> Judgement:
@@ -301,6 +318,23 @@ def told(error: Exception) -> Judgement | None:
     if isinstance(error, StartFailed):
         numbers = starting.startup_numbers(error.startup)
         return Judgement(verdict="fail", message=str(error), cause=error.cause, measured=numbers, findings=error.startup.findings)
+    if isinstance(error, ServerDied):
+        return Judgement(verdict="fail", message=str(error), cause=error.cause)
     if isinstance(error, (ControlError, GpuLost)):
         return Judgement(verdict="fail", message=str(error), cause=str(error))
     return None
+
+
+def details(error: Exception) -> str:
+    """What a reader of the terminal needs beyond the one line: first traceback, last lines of the log, stacks of the stuck processes."""
+    parts = []
+    for title, text, most in (
+        ("first traceback", getattr(error, "traceback", ""), 40),
+        ("last lines of its log", "\n".join(getattr(error, "last_lines", ())), 10),
+        ("stacks of its processes (py-spy)", getattr(error, "stacks", ""), 80),
+    ):
+        lines = text.splitlines()
+        if lines:
+            more = [f"  ({len(lines) - most} more lines)"] if len(lines) > most else []
+            parts.append("\n".join([f"{title}:", *(f"  {line}" for line in lines[:most]), *more]))
+    return "\n".join(parts)

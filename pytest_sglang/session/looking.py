@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pytest_sglang.gpu import links, processes
-from pytest_sglang.gpu.readings import GpuLost, value_or_none
+from pytest_sglang.gpu.readings import GpuLost, Missing, value_or_none
 from pytest_sglang.judge.causes import Observed
 from pytest_sglang.server.processes import tree
 
@@ -42,11 +42,21 @@ def _hardware(deployment: Deployment, hardware: Hardware) -> dict[str, Any]:
     return {
         "enforced_w": {label: watts for label, watts in enforced.items() if watts is not None},
         "temperature_c": {label: float(degrees) for label, degrees in temperatures.items() if degrees is not None},
+        "misplaced": _misplaced(hardware, mine),
         "links_missing": _missing_links(deployment, hardware),
         "foreign_processes": tuple(foreign) if pid is not None else None,
         "reasons": deployment.last_reasons,
         "pcie": _pcie(deployment, hardware),
     }
+
+
+def _misplaced(hardware: Hardware, mine: set[int]) -> tuple[str, ...] | None:
+    found = processes.gpus_of(hardware.cards, mine)
+    if isinstance(found, Missing):
+        return None
+    here, wanted = (sorted(card.index for card in cards) for cards in (found, hardware.serving))
+    told = f"the server runs on GPUs {', '.join(map(str, here))}, promised {', '.join(map(str, wanted))}"
+    return () if here == wanted else (told,)
 
 
 def _missing_links(deployment: Deployment, hardware: Hardware) -> tuple[str, ...] | None:

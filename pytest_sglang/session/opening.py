@@ -32,7 +32,10 @@ if TYPE_CHECKING:
 def run_id(options: RunOptions) -> str:
     """Name of a run's folder: when, at which power, and something that keeps two apart."""
     stamp = time.strftime("%Y-%m-%dT%H-%M-%SZ", time.gmtime())
-    power = "-".join(f"{level:g}W" for level in options.power_levels_w)
+    levels = options.power_levels_w
+    power = (
+        "-".join(f"{level:g}W" for level in levels) if len(levels) < 4 else f"{levels[0]:g}-{levels[-1]:g}W-{len(levels)}-levels"
+    )
     return "-".join(each for each in (stamp, power, "simulated" if options.simulated else "", secrets.token_hex(2)) if each)
 
 

@@ -29,6 +29,7 @@ class RunOptions(Value, frozen=True, kw_only=True):
     allow_cold: bool = False
     plan: bool = False
     level: int = 2
+    max_slowdown_pct: float = 5.0
     strict: bool = False
     require_all: bool = False
     keep_cold_cache: bool = False

@@ -104,7 +104,7 @@ def _what(rig: Rig, options: RunOptions, check: PlannedCheck, totals: _Totals, c
         workload, row = rig.workload, rig.row(check.power_w)
         rate = (row.min_tok_s if row is not None and row.min_tok_s else None) or ASSUMED_TOK_S
         rounds = workload.rounds + workload.warmups
-        if spec.id == "decode-throughput" or spec.id not in ("energy-per-token", "gain"):
+        if spec.id == "decode-throughput" or spec.id not in ("energy-per-token", "gain", "links-under-load"):
             totals.requests += rounds * workload.streams
             totals.tokens += rounds * workload.streams * workload.output_tokens
             totals.seconds += workload.soak_s + rounds * workload.output_tokens / rate

@@ -11,6 +11,7 @@ from pytest_sglang.gpu.card import Card
 from pytest_sglang.gpu.power import PowerControl
 from pytest_sglang.gpu.readings import Missing, PowerError
 from pytest_sglang.judge import hardware as judge
+from pytest_sglang.judge import throttling
 from pytest_sglang.judge.verdict import Judgement
 from pytest_sglang.record.values import Finding
 from pytest_sglang.session.errors import Inconclusive, NotChecked
@@ -80,6 +81,7 @@ class GpuPower:
             return
         if not deployment.options.may_set_power:
             raise NotChecked("the power limit is not set without --sglang-set-power")
+        self._refuse(watts)
         real = self.hardware.context.get("nvml") == "real"
         control = PowerControl(self.hardware.nvml, self.gpus) if real else PowerControl(self.hardware.nvml, self.gpus, None)
         off = [card for card in self.gpus if not _at(card, watts)]
@@ -101,6 +103,14 @@ class GpuPower:
         self._level_w = watts
         if off:
             time.sleep(SETTLE_S)
+
+    def _refuse(self, watts: float) -> None:
+        """Raise Inconclusive for a level that a card cannot take, or that asks the power supply for more than ``max_total_w``."""
+        present = [card.found() for card in self.gpus]
+        problems = judge.power_range(watts, present)
+        over = judge.power_total(watts, present, self.hardware.found(), self._deployment.rig.max_total_w)
+        if problems or over is not None:
+            raise Inconclusive(f"not set: {'; '.join([*problems, *([over] if over is not None else [])])}", because="power-limit")
 
     def restore(self) -> None:
         """Put back every limit that this run has set, newest first, where it is still ours."""
@@ -138,12 +148,37 @@ class GpuPower:
         unopened = {index: missing.reason for index, missing in self.hardware.nvml.unopened.items()}
         return judge.identity(rig.gpus, self.hardware.found(), unopened=unopened, unavailable=rig.unavailable)
 
+    def judge_links_under_load(self) -> Judgement:
+        """PCIe generation and width while the serving cards worked, and what PCIe and NVLink sent again."""
+        from pytest_sglang.session import underload
+
+        return underload.judged(self._deployment)
+
+    def judge_health(self) -> Judgement:
+        """Every promised GPU still answers, counted no memory error since the run began, has no memory row to remap."""
+        from pytest_sglang.session import health
+
+        return health.judge_health(self._deployment)
+
+    def judge_kernel_log(self) -> Judgement:
+        """No Xid and no other fault of the driver in the kernel log since the run began."""
+        from pytest_sglang.session import health
+
+        return health.judge_kernel_log(self._deployment)
+
     def judge_limit(self, watts: float | None) -> Judgement:
         """Requested = enforced = ``watts`` on every promised GPU, persistence mode on where it is promised."""
         if watts is None:
             raise NotChecked("no --power given: name the level that is meant (e.g. --power=250)")
         rig = self._deployment.rig
         return judge.power_limit(rig.gpus, self.hardware.found(), watts, unavailable=rig.unavailable)
+
+    def judge_throttling(self, level_w: float | None) -> Judgement:
+        """What limited the serving cards over the newest measurement at this level: the power cap may, heat and brakes may not."""
+        worked = self._deployment.worked.get(level_w)
+        if worked is None:
+            raise Inconclusive("no load was put on the cards at this power level")
+        return throttling.throttling(worked, unavailable=self._deployment.rig.unavailable)
 
 
 def _at(card: Card, watts: float) -> bool:

@@ -96,10 +96,14 @@ class Recorder:
             return
         old, new = self.run.power_series, records.plain(series)
         gpus = {
-            uuid: {**gpu, "w": gpu["w"] + new["gpus"].get(uuid, {}).get("w", [None] * len(new["t"]))}
+            uuid: {**gpu, **_joined(gpu, len(old["t"]), new["gpus"].get(uuid, {}), len(new["t"]))}
             for uuid, gpu in old["gpus"].items()
         }
         self._set(power_series={"t": old["t"] + new["t"], "gpus": gpus, "windows": old["windows"] + new["windows"]})
+
+    def power_curve(self, curve: dict[str, Any]) -> None:
+        """Speed and energy over power levels, as far as they are measured."""
+        self._set(power_curve=curve)
 
     def findings(self, findings: tuple[Finding, ...]) -> None:
         """Something noticed outside any check."""
@@ -141,3 +145,16 @@ class Recorder:
     def write(self) -> None:
         """Write run.json (write, then rename)."""
         records.write(self.run, self.folder)
+
+
+def _joined(old: dict[str, Any], before: int, new: dict[str, Any], added: int) -> dict[str, Any]:
+    """One card's readings of two windows, one value a moment: a limit that stands for a whole window is spread over it."""
+    joined: dict[str, Any] = {}
+    for name in ("w", "c", "mhz", "held", "limit_w"):
+        if name in old or name in new:
+            joined[name] = _spread(old.get(name), before) + _spread(new.get(name), added)
+    return joined
+
+
+def _spread(values: Any, count: int) -> list[Any]:
+    return list(values) if isinstance(values, list) else [values] * count

@@ -6,19 +6,27 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
+from pytest_sglang.gpu.readings import GpuLost
 from pytest_sglang.judge import stats
 from pytest_sglang.judge.sequential import Decision
 from pytest_sglang.judge.verdict import Judgement, combine
 from pytest_sglang.record.run import Check, Measurement
 from pytest_sglang.record.values import Finding, Startup, Throughput
 from pytest_sglang.rig.model import ThroughputRow
-from pytest_sglang.session import judging, starting
+from pytest_sglang.session import health, judging, starting
 from pytest_sglang.session.checks import STANDARD, CheckSpec
 from pytest_sglang.session.errors import CheckFailed, Inconclusive, NotChecked
 from pytest_sglang.session.wanted import MaxNewKernels, MinThroughput, ReadyWithin, Wanted
 
 if TYPE_CHECKING:
     from pytest_sglang.session.deployment import Deployment
+
+
+_OF_THIS_MACHINE = frozenset({"identity", "power", "links", "health"})
+_OF_ITS_CARDS = frozenset({"energy-per-token", "throttling", "placement", "links-under-load"})
+"""Stages whose checks look at the cards of this machine."""
 
 
 class CheckScope:
@@ -35,6 +43,8 @@ class CheckScope:
         self.judgements: list[Judgement] = []
         self.observed: dict[str, Measurement] = {}
         self.not_checked: str | None = None
+        self.left_out: dict[str, str] = {}
+        """Parts of the promise that this check could not look at, with the reason: listed as not checked."""
         self.decision: Decision | None = None
         """What the stopping rule found in the newest measurement made in this check."""
         self._final: Judgement | None = None
@@ -57,14 +67,18 @@ class CheckScope:
 
     def enter(self) -> None:
         """Preconditions: a check whose precondition failed is inconclusive and names it. Sets the power level where allowed."""
-        recorder, server = self.deployment.recorder, self.deployment.server
+        recorder = self.deployment.recorder
+        lost_in = self.deployment.lost_in
+        if lost_in is not None and self.spec.stage != "health":
+            raise Inconclusive(f"not measured: a GPU was lost in {lost_in}", because=lost_in)
         for before in self.spec.after:
             verdict = recorder.verdict_of(before, self.power_w)
             if verdict in ("fail", "inconclusive"):
                 raise Inconclusive(f"not measured, because {before} is {_stands(verdict)}", because=before)
-        if self.spec.uses_server and server.lost_by not in (None, self.spec.id):
-            raise Inconclusive(f"not measured: the server did not come back in {server.lost_by}", because=server.lost_by)
-        if self.spec.stage in ("identity", "power", "links") or self.spec.id == "energy-per-token":
+        lost_by = self.deployment.server.lost_by if self.spec.uses_server else None
+        if lost_by not in (None, self.spec.id):
+            raise Inconclusive(f"not measured: the server did not come back in {lost_by}", because=lost_by)
+        if self.spec.stage in _OF_THIS_MACHINE or self.spec.id in _OF_ITS_CARDS:
             self.deployment.require_this_machine()
         if self.power_w is not None and self.deployment.options.may_set_power:
             self.deployment.power.ensure(self.power_w)
@@ -80,6 +94,9 @@ class CheckScope:
     def judge_start(self, startup: Startup) -> None:
         """Limits of the rig file on what a start compiled, beyond its budget (which is the marker's)."""
         start = self.deployment.rig.start
+        if start is not None and start.first_request_ratio is not None and not startup.observed:
+            why = "the first request of a start that was made earlier is gone; one is made with --sglang-allow-restart only"
+            self.left_out["first-request"] = why
         if start is not None:
             self.judge(
                 starting.compiled(startup, start, cold=any(_is_cold(each) for each in self.wanted), server=self.deployment.server)
@@ -104,7 +121,9 @@ class CheckScope:
         """Every promised row of this level and number of streams, each quantity by its own limit."""
         rows = [row for row in self.rows(throughput.streams) if judging.has_rate_or_latency(row)]
         if not rows:
-            self.judge(judging.no_promise(throughput, self.power_w))
+            told = judging.no_promise(throughput, self.power_w)
+            self._of_a_sweep(told, [judging.has_rate_or_latency(row) for row in self._swept()])
+            self.judge(told)
         for row in rows:
             if row.min_tok_s is not None:
                 self.judge(judging.rate_of_row(throughput, row.min_tok_s, row.quantity, self))
@@ -117,7 +136,26 @@ class CheckScope:
     def judge_energy(self, throughput: Throughput) -> None:
         """Joules per output token against every ``max_j_per_token`` promised for this level and number of streams."""
         rows = [row for row in self.rows(throughput.streams) if row.max_j_per_token is not None]
-        self.judge([judging.energy(throughput, row, self.power_w) for row in rows or (None,)])
+        judged = [judging.energy(throughput, row, self.power_w, self._costly(throughput)) for row in rows or (None,)]
+        if not rows:
+            self._of_a_sweep(judged[0], [row.max_j_per_token is not None for row in self._swept()])
+        self.judge(judged)
+
+    def _swept(self) -> list[ThroughputRow]:
+        """Rows of every level of a sweep; none where one level is judged."""
+        levels = self.deployment.options.power_levels_w
+        return [row for level in levels for row in self.deployment.rig.rows(level)] if len(levels) > 1 else []
+
+    def _of_a_sweep(self, told: Judgement, promised: list[bool]) -> None:
+        """A level without a promise in a sweep that has promised ones: measured, shown, and not checked. Raises NotChecked."""
+        if any(promised):
+            level = "" if self.power_w is None else f" at {self.power_w:g} W"
+            measured = told.message.partition("measured ")[2] or told.message
+            raise NotChecked(f"no promise{level}: measured {measured}")
+
+    def _costly(self, throughput: Throughput) -> str | None:
+        """What a token's energy is made of, and what held the cards: the likely cause of too much of it."""
+        return judging.costly(throughput, self.deployment.last_reasons)
 
     def judge_gain(self, throughput: Throughput) -> None:
         """The promised gain over a saved run in which only that one thing differs."""
@@ -200,6 +238,9 @@ class CheckScope:
         told = judging.told(error)
         if told is None:
             return None
+        if isinstance(error, GpuLost):
+            self.deployment.lost_in = self.spec.id
+            told = msgspec.structs.replace(told, cause=health.loss(self.deployment, error))
         self._final = Judgement(
             verdict="fail", message=told.message, cause=told.cause, findings=told.findings, measured=told.measured
         )

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 from pytest_sglang.judge.verdict import Judgement
 from pytest_sglang.record.values import Finding, Startup, Throughput
 from pytest_sglang.rig.model import ServerPromise
-from pytest_sglang.session import judging
-from pytest_sglang.session.errors import Inconclusive, NotChecked
+from pytest_sglang.session import first, judging, starting
+from pytest_sglang.session.errors import Inconclusive, NotChecked, ServerDied
 from pytest_sglang.session.watched import Watched
 
 if TYPE_CHECKING:
+    from pytest_sglang.server.control import ControlState
     from pytest_sglang.server.identity import Identity
     from pytest_sglang.server.log import LogSource
     from pytest_sglang.session.deployment import Deployment
@@ -134,8 +135,11 @@ class SglangServer:
             return self._judged(cold_seen, "cold start", "cold")
         allowed = options.may_go_cold if kind == "cold" else options.may_restart
         if allowed and self._deployment.controller.kind != "attach":
-            return self._restart_cold() if kind == "cold" else self._judged(self.restart(), "warm restart", "warm")
+            return self._restart_cold() if kind == "cold" else self._judged(self._restart_warm(), "warm restart", "warm")
         last = self.last_start
+        if kind == "warm" and last.resumes is not None:
+            why = f"the running server's start resumed one that was interrupted in {last.resumes}, with its caches partly there"
+            raise NotChecked(f"{why}: neither a cold nor a warm one; a warm restart is made with --sglang-allow-restart only")
         if last.kind == kind or (kind == "warm" and last.kind == "partial"):
             return self._judged(last, f"{kind} start, as found", kind)
         flag = "--sglang-allow-cold" if kind == "cold" else "--sglang-allow-restart"
@@ -143,6 +147,12 @@ class SglangServer:
             last.kind, f"the running server's start was a {last.kind} one"
         )
         raise NotChecked(f"{had}; a {kind} start is made with {flag} only")
+
+    def _restart_warm(self) -> Startup:
+        """A restart on caches that a whole start has filled."""
+        startup = self.restart()
+        # one that resumed an interrupted start had to compile: the next one tells whether it lasts
+        return startup if startup.resumes is None else self.restart()
 
     def _restart_cold(self) -> Startup:
         with self._deployment.kernels.set_aside():
@@ -166,7 +176,7 @@ class SglangServer:
         self._last_start = startup
         return startup
 
-    def _start(self, label: str) -> Startup:
+    def _start(self, label: str, *, compare: bool = True) -> Startup:
         deployment = self._deployment
         check = deployment.scope.spec.id if deployment.scope is not None else label
         watched = Watched(deployment)
@@ -177,7 +187,9 @@ class SglangServer:
         except Exception:
             self.lost_by = check
             raise
-        startup = watched.ended(startup)
+        if compare:
+            startup = first.measured(startup, deployment)
+        startup = starting.resumed(watched.ended(startup), deployment.log)
         self.lost_by = None
         self.history.append(startup)
         self._last_start = startup
@@ -215,7 +227,13 @@ class SglangServer:
         """An exact generation: as many tokens as asked, finish reason ``length``."""
         self.identity()
         self._deployment.wait_if_starting()
-        return judging.exact(self._deployment.plane.complete(READY_TOKENS, timeout_s=60.0), READY_TOKENS)
+        return judging.exact(self._deployment.plane.complete(READY_TOKENS, timeout_s=60.0), READY_TOKENS, held=self._stopped)
+
+    def _stopped(self) -> list[str]:
+        """Processes of the server that somebody stopped (SIGSTOP)."""
+        from pytest_sglang.server import processes
+
+        return processes.stopped(processes.tree(self._deployment.controller.state().pid))
 
     def judge_findings(self, more: tuple[Finding, ...] = ()) -> Judgement:
         """No finding of severity ``fail`` in the log of the newest start, the unit, the server's arguments and ``more``."""
@@ -258,6 +276,8 @@ class SglangServer:
         # a limit lost in the middle leaves a rate that belongs to no level
         self._deployment.power.require(level)
         self._same_process(before)
+        if output_tokens is None:
+            self._deployment.curve.add(level, result)
         workload = self._deployment.rig.workload
         self._throughputs[(level, result.streams, output_tokens or workload.output_tokens)] = result
         if scope is not None:
@@ -266,10 +286,21 @@ class SglangServer:
         return result
 
     def _same_process(self, before: int | None) -> None:
-        """Raise Inconclusive where another process serves now than before the measurement."""
-        now = self._deployment.controller.state().pid
+        """Raise ServerDied where nothing serves any more after a measurement, Inconclusive where another process does."""
+        state = self._deployment.controller.state()
+        now = state.pid
+        if before is not None and not state.active and state.result != "unreadable":
+            self._has_died(state, before)
         if before is not None and now != before:
             raise Inconclusive(f"the server was restarted during the measurement (pid {before}, now {now})")
+
+    def _has_died(self, state: ControlState, pid: int) -> None:
+        from pytest_sglang.server import deaths
+
+        deployment = self._deployment
+        cause, last_lines = deaths.while_serving(state, deployment.log, deaths.Evidence(pids=frozenset({pid})))
+        self.lost_by = deployment.scope.spec.id if deployment.scope is not None else "measurement"
+        raise ServerDied(f"the server died while it served (pid {pid}, {state.detail}): {cause}", cause, last_lines)
 
     def _known_state(self) -> bool:
         """Whether the server is active. Raises Inconclusive where its owner cannot be asked: then nothing is started or moved."""
@@ -281,7 +312,7 @@ class SglangServer:
     def come_back(self) -> None:
         """Start the server again after its caches have been put back, and wait for it; a failure is told, not raised."""
         try:
-            self._start("caches put back")
+            self._start("caches put back", compare=False)
         except Exception as error:
             told = Finding("did-not-come-back", "warn", self._deployment.controller.subject, str(error), "look into its log")
             self._deployment.recorder.findings((told,))

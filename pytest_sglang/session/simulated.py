@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +37,11 @@ class Simulation:
     def nvml_context(self) -> dict[str, str]:
         """How another process (guard, sampler) opens the same stand-in."""
         return {"nvml": "pytest_sglang.session.simulated:open_nvml", "argument": str(self.rig.directory)}
+
+    def kernel_log(self, command: Sequence[str]) -> tuple[int, str]:
+        """Exit code and output of journalctl or dmesg on the simulated rig."""
+        code, output = self.rig.kernel_log(list(command))
+        return int(code), str(output)
 
     def close(self, journal: Journal) -> None:
         """End every process of it and remove its directory, if the run made it."""
@@ -157,3 +164,21 @@ def begin_start(options: RunOptions, journal: Journal) -> Simulation:
     simulation.entry = entry
     simulation.rig.start()
     return simulation
+
+
+@contextmanager
+def at_work(options: RunOptions, hardware: str | None = None) -> Iterator[Simulation]:
+    """A simulated rig without a server whose serving cards work as if this process were decoding on them; removed at the end.
+
+    Raises Refused for a fault or hardware that there is not, or a fault that this hardware cannot have.
+    """
+    from pytest_sglang.simulator.rig import SimulatedRig
+
+    check_faults(options.faults)
+    with tempfile.TemporaryDirectory(prefix="pytest-sglang-simulated-") as folder:
+        try:
+            rig = SimulatedRig.create(Path(folder, "rig"), hardware=hardware or "six-3090", faults=options.faults, speed=SPEED)
+        except ValueError as error:
+            raise Refused(str(error)) from None
+        rig.pretend(os.getpid())
+        yield Simulation(rig, owned=False)

@@ -9,27 +9,32 @@ import msgspec
 from pytest_sglang.judge import causes, limits
 from pytest_sglang.judge.verdict import Judgement, inconclusive
 from pytest_sglang.record.run import Measurement
-from pytest_sglang.record.values import Startup
+from pytest_sglang.record.values import PHASES, Finding, Startup
 from pytest_sglang.rig.model import StartPromise
 
 if TYPE_CHECKING:
+    from pytest_sglang.server.log import LogSource
     from pytest_sglang.session.kernels import TritonCache
     from pytest_sglang.session.scope import CheckScope
     from pytest_sglang.session.wanted import MaxNewKernels, ReadyWithin
 
 
+NEARLY_ALL = 9.0
+"""So many times more new kernel names than entries that were there: a cold start."""
+
+
 def classified(startup: Startup) -> Startup:
     """``kind`` by all the evidence: autotuning in the log, and new kernel names in the caches (a log alone cannot tell)."""
     diff, tuned = startup.cache_diff, startup.autotune_runs
-    compiled = bool(tuned) or (diff is not None and bool(diff.new_kernels or diff.new_graphs or diff.rewritten))
+    new = 0 if diff is None else len(diff.new_kernels)
+    again = diff is not None and bool(diff.new_graphs or diff.rewritten)
     if diff is None and tuned is None:
         kind = startup.kind
-    elif not compiled:
+    elif not tuned and not new and not again:
         kind = "warm"
     else:
-        kind = "cold" if diff is None or diff.before_entries == 0 or not diff.new_variants else "partial"
-        if diff is not None and diff.before_entries:
-            kind = "partial" if len(diff.new_kernels) < diff.before_entries else "cold"
+        # what a cache holds may be another model's: nearly all of it new is as good as empty
+        kind = "partial" if diff is not None and diff.before_entries and new < NEARLY_ALL * diff.before_entries else "cold"
     return msgspec.structs.replace(startup, kind=kind)
 
 
@@ -39,6 +44,20 @@ def with_traces(startup: Startup, kernels: TritonCache) -> Startup:
         return startup
     diff = kernels.added_after(startup.launched_at)
     return startup if diff is None else classified(msgspec.structs.replace(startup, cache_diff=diff))
+
+
+def resumed(startup: Startup, log: LogSource) -> Startup:
+    """A start that found its caches partly there: whether because the one before it was interrupted while it compiled."""
+    if startup.kind != "partial":
+        return startup
+    from pytest_sglang.server import earlier
+
+    phase = earlier.interrupted(log.read(), startup.launched_at)
+    if phase is None:
+        return startup
+    detail = f"the start before this one was interrupted in {phase}: this one found its caches partly there, and compiled the rest"
+    told = Finding("resumed-start", "info", "server log", detail)
+    return msgspec.structs.replace(startup, resumes=phase, findings=(*startup.findings, told))
 
 
 def ready_within(wanted: ReadyWithin, scope: CheckScope) -> Judgement:
@@ -109,8 +128,10 @@ def _short(path: str) -> str:
 
 
 def compiled(startup: Startup, start: StartPromise, *, cold: bool, server: Any) -> list[Judgement]:
-    """The rig file's limits on what a warm start compiled; a cold start may compile all it wants."""
-    out: list[Judgement] = []
+    """The rig file's limits on a start beyond its time: phases, first request, what a warm one compiled (a cold one may all it wants)."""
+    out = [phase_budget(startup, phase, start.phases_s[phase]) for phase in PHASES if phase in start.phases_s]
+    if start.first_request_ratio is not None and startup.observed:
+        out.append(first_request(startup, start.first_request_ratio))
     if cold:
         return out
     # "no recompilation" is one promise: no new name, no autotuning, no new graph, no known kernel compiled again
@@ -137,9 +158,6 @@ def compiled(startup: Startup, start: StartPromise, *, cold: bool, server: Any) 
         else:
             share = startup.capture_s / cold_s
             out.append(limits.max_value("capture_share", share, start.warm_capture_share, unit=""))
-    if start.first_request_ratio is not None:
-        # the confirming completion is not streamed, so its rate is no measure of the first request yet
-        out.append(inconclusive("first_request_ratio: the first request is not compared with the steady state by this version"))
     return _one_cause(out)
 
 
@@ -151,6 +169,31 @@ def _one_cause(judged: list[Judgement]) -> list[Judgement]:
         msgspec.structs.replace(each, message=each.message.removesuffix(f": {each.cause}")) if id(each) in rest else each
         for each in judged
     ]
+
+
+def phase_budget(startup: Startup, phase: str, budget_s: float) -> Judgement:
+    """The longest stay in ``phase`` against its budget; a phase that this start did not have took no time."""
+    quantity = f"phase_{phase}_s"
+    there = [each for each in startup.phases if each.id == phase]
+    if not there and {"weights", "warmup"} <= {each.id for each in startup.phases}:
+        return Judgement(verdict="pass", message=f"phase {phase}: this start had none", quantity=quantity)
+    lasted = [each.end_s - each.begin_s for each in there if each.end_s is not None]
+    why = None if lasted else f"how long phase {phase} lasted is not in the log of this start"
+    judged = limits.max_duration(phase, sum(lasted) if lasted else None, budget_s, quantity=quantity, why_missing=why)
+    if judged.verdict == "inconclusive":
+        return judged
+    cause = f"phase {phase} took {judged.message}" if judged.verdict == "fail" else None
+    return msgspec.structs.replace(judged, message=f"phase {phase}: {judged.message}", cause=cause)
+
+
+def first_request(startup: Startup, limit: float) -> Judgement:
+    """The first request after readiness against later ones."""
+    slow = next((each.detail for each in startup.findings if each.kind == "slow-first-requests"), None)
+    ratio = None if startup.first_request_ratio is None else round(startup.first_request_ratio, 2)
+    cause = slow or "the first request after readiness was slower than later ones"
+    return limits.max_value(
+        "first_request_ratio", ratio, limit, unit="", cause=cause, why_missing=startup.first_request_why or "it was not measured"
+    )
 
 
 def startup_numbers(startup: Startup) -> dict[str, Measurement]:
@@ -171,5 +214,6 @@ def startup_numbers(startup: Startup) -> dict[str, Measurement]:
         "cache_hits_told": (diff.hits_told if diff is not None and diff.hits_told else None, "count"),
         "kernels_after_ready": (None if startup.after_ready is None else len(startup.after_ready.new_kernels), "count"),
         "start_kind": (startup.kind, ""),
+        "first_request_ratio": (None if startup.first_request_ratio is None else round(startup.first_request_ratio, 2), ""),
     }
     return {name: Measurement(value, unit) for name, (value, unit) in numbers.items() if value is not None}

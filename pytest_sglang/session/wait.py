@@ -13,8 +13,9 @@ from pytest_sglang.record import run as records
 from pytest_sglang.record import units
 from pytest_sglang.record.clock import Clock, SystemClock
 from pytest_sglang.record.values import Startup
-from pytest_sglang.session import promise, simulated
+from pytest_sglang.session import expected, live, promise, simulated
 from pytest_sglang.session.errors import Refused
+from pytest_sglang.session.expected import Expected
 from pytest_sglang.session.journal import Journal
 from pytest_sglang.session.options import RunOptions
 from pytest_sglang.session.state import Owner, state_dir
@@ -23,7 +24,7 @@ NOTHING_S = 5.0
 """Seconds without a process, a log or an answer after which there is no start to follow."""
 
 
-def run(options: RunOptions, *, limit_s: float | None, as_json: bool) -> int:
+def run(options: RunOptions, *, limit_s: float | None, as_json: bool, quiet: bool = False) -> int:
     """Exit code 0 when ready, 1 when the start died or hangs, 6 when the limit is reached first. Changes nothing."""
     rig = promise.resolve(options)
     simulation = None
@@ -37,16 +38,16 @@ def run(options: RunOptions, *, limit_s: float | None, as_json: bool) -> int:
         if rig.server is None:
             raise Refused(f"{rig.path}: no [server] table, so there is no start to follow")
         with tempfile.TemporaryDirectory(prefix="pytest-sglang-") as scratch:
-            return _follow(rig.server, rig.start, clock, simulation, Path(scratch), limit_s, as_json, options.simulated)
+            usual = expected.read(options.report_dir, rig=rig.name, server=rig.server, simulated=options.simulated)
+            printer = _Printer(as_json, quiet, usual, "SIMULATED " if options.simulated else "")
+            return _follow(rig.server, rig.start, clock, simulation, Path(scratch), limit_s, printer)
     finally:
         if simulation is not None and journal is not None:
             simulation.close(journal)
             journal.close()
 
 
-def _follow(
-    server: Any, start: Any, clock: Clock, simulation: Any, scratch: Path, limit_s: float | None, as_json: bool, faked: bool
-) -> int:
+def _follow(server: Any, start: Any, clock: Clock, simulation: Any, scratch: Path, limit_s: float | None, printer: _Printer) -> int:
     from pytest_sglang.server import control, ready
     from pytest_sglang.server.http import ControlPlane
 
@@ -58,7 +59,6 @@ def _follow(
             raise Refused(
                 f"no start to follow: {controller.subject} is not running ({state.detail}) and {server.url} does not answer"
             )
-        printer = _Printer(as_json, "SIMULATED " if faked else "")
         budget = (start.cold_s if start is not None and start.cold_s else None) or 1800.0
         try:
             startup = ready.wait_ready(
@@ -69,7 +69,9 @@ def _follow(
                 launched_at=state.started_at if state.started_at is not None else clock.time(),
                 budget_s=budget,
                 silence_s=start.silence_s if start is not None else 300.0,
+                phases_s=start.phases_s if start is not None else None,
                 give_up_s=limit_s if limit_s is not None else 2 * budget,
+                expected_s=printer.usual.warm_s,
                 progress=printer.show,
             )
         except ready.StartFailed as failed:
@@ -78,29 +80,24 @@ def _follow(
 
 
 class _Printer:
-    """One line a phase; on a terminal the current one moves."""
+    """One line that moves on standard error (plain lines in a CI log, nothing when quiet), then the time line on standard output."""
 
-    def __init__(self, as_json: bool, prefix: str) -> None:
-        self.as_json, self.prefix, self.phase = as_json, prefix, ""
-        self.tty = sys.stdout.isatty() and not as_json
+    def __init__(self, as_json: bool, quiet: bool, usual: Expected, prefix: str) -> None:
+        self.as_json, self.quiet, self.usual, self.prefix = as_json, quiet, usual, prefix
+        self.line = live.MovingLine(sys.stderr, quiet=quiet or as_json, prefix=prefix)
 
     def show(self, progress: Any) -> None:
         """Called often while waiting."""
-        if self.as_json:
-            return
-        line = f"{self.prefix}{units.duration(progress.elapsed_s):>13}  {progress.phase or 'starting'} {progress.inside or ''}".rstrip()
-        if self.tty:
-            print(f"\r\x1b[2K{line}", end="", flush=True)
-        if progress.phase != self.phase:
-            print("" if self.tty else line, flush=True)
-            self.phase = progress.phase
+        self.line.update(live.text(progress, self.usual.of(cold=progress.compiles)))
 
     def ready(self, startup: Startup) -> int:
         """The time line of the finished start."""
+        self.line.update(None)
         if self.as_json:
             print(json.dumps({"ready": True, "startup": records.plain(startup)}))
             return 0
-        print("\r\x1b[2K" if self.tty else "", end="")
+        if self.quiet:
+            return 0
         for phase in startup.phases:
             length = "" if phase.end_s is None else units.duration(phase.end_s - phase.begin_s)
             print(f"{self.prefix}{units.duration(phase.begin_s):>13}  {phase.id:16} {length:>12}")
@@ -112,6 +109,7 @@ class _Printer:
 
     def failed(self, failed: Any) -> int:
         """Died, hung, or not ready in time."""
+        self.line.update(None)
         gave_up = failed.kind == "not ready"
         if self.as_json:
             print(
@@ -120,5 +118,5 @@ class _Printer:
                 )
             )
         else:
-            print(f"\n{self.prefix}{failed}", file=sys.stderr)
+            print(f"{self.prefix}{failed}", file=sys.stderr)
         return records.EXIT_CODES["inconclusive"] if gave_up else 1

@@ -149,9 +149,9 @@ class RigClock:
 
     # --- driving -----------------------------------------------------------------------------------------------------------
 
-    def fast_until(self, rig_s: float) -> None:
-        """Run fast from now until rig time ``rig_s``, then at 1 again; ends early when this process dies."""
-        self._append(self.speed, None, until_s=rig_s)
+    def fast_until(self, rig_s: float, rate: float | None = None) -> None:
+        """Run fast (or at ``rate``) from now until rig time ``rig_s``, then at 1 again; ends early when this process dies."""
+        self._append(rate or self.speed, None, until_s=rig_s)
 
     def real(self) -> None:
         """Run at 1 from now on."""

@@ -6,12 +6,13 @@ import json
 import os
 import pwd
 import uuid
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from pytest_sglang.simulator import hardware
+from pytest_sglang.simulator.ailments import Ailments
 from pytest_sglang.simulator.faults import FAULTS
-from pytest_sglang.simulator.hardware import Hardware
+from pytest_sglang.simulator.hardware import Hardware, Trait
 
 NAME = "rig.json"
 UNIT = "sglang.service"
@@ -19,8 +20,22 @@ MODEL = "/models/home-70b-awq"
 WRONG_MODEL = "/models/home-32b-gptq"
 FALLING_BACK = 2
 """The card that loses its limit under the fault power-limit-lost."""
-DEAD_PAIR = (2, 3)
-"""The bridge that is dead under the fault nvlink-dead."""
+MISPLACED = (0, 1, 2, 4)
+"""The cards on which the server runs under the fault server-misplaced."""
+TRAITS: dict[str, tuple[int, Trait]] = {
+    "power-limit-clamped": (3, Trait(clamp_w=220.0)),
+    "thermal-slowdown": (2, Trait(idle_c=92.0)),
+    "power-brake": (1, Trait(brake=0.5)),
+    "energy-counter-reset": (0, Trait(reset_after_s=0.7)),
+}
+"""Cards that differ from their kind under a fault."""
+UNREADABLE: dict[str, dict[int | None, tuple[str, ...]]] = {
+    "energy-counter-missing": {None: ("energy",)},
+    "energy-unreadable": {2: ("energy", "instant")},
+}
+"""Power readings that a card (None = every card) answers with Not Supported under a fault."""
+NOT_PERSISTENT = 1
+"""The card whose persistence mode is off under the fault persistence-off."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +57,13 @@ class Config:
     @property
     def hardware(self) -> Hardware:
         """The cards and what they can do."""
-        return hardware.load(self.hardware_name)
+        found = hardware.load(self.hardware_name)
+        return replace(found, serving=MISPLACED) if "server-misplaced" in self.faults else found
+
+    @property
+    def ailments(self) -> Ailments:
+        """What its faults do to the hardware."""
+        return Ailments(self.directory, self.hardware, self.faults)
 
     @property
     def url(self) -> str:
@@ -97,14 +118,31 @@ class Config:
         return WRONG_MODEL if "wrong-model" in self.faults else MODEL
 
     @property
-    def dead_pairs(self) -> tuple[tuple[int, int], ...]:
-        """Bridges whose links are inactive."""
-        return (DEAD_PAIR,) if "nvlink-dead" in self.faults else ()
-
-    @property
     def lost_limit(self) -> tuple[int, ...]:
         """Cards whose limit falls back to the default."""
         return (FALLING_BACK,) if "power-limit-lost" in self.faults else ()
+
+    @property
+    def traits(self) -> dict[int, Trait]:
+        """What single cards have of their own, by index; on a smaller rig it is the last card."""
+        last = self.hardware.gpu.count - 1
+        return {min(index, last): trait for fault, (index, trait) in TRAITS.items() if fault in self.faults}
+
+    @property
+    def not_persistent(self) -> tuple[int, ...]:
+        """Cards whose persistence mode is off."""
+        return (min(NOT_PERSISTENT, self.hardware.gpu.count - 1),) if "persistence-off" in self.faults else ()
+
+    @property
+    def unreadable(self) -> dict[int | None, tuple[str, ...]]:
+        """Power readings ("energy", "instant") that cards do not give."""
+        last = self.hardware.gpu.count - 1
+        return {
+            None if card is None else min(card, last): names
+            for fault in UNREADABLE
+            if fault in self.faults
+            for card, names in UNREADABLE[fault].items()
+        }
 
     def acts(self, fault: str, start: int) -> bool:
         """Whether ``fault`` acts in the rig's start number ``start`` (1 = the first)."""

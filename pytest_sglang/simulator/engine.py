@@ -6,6 +6,7 @@ Every token has a moment on an absolute schedule, so that late wake-ups of the e
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
 import uuid
@@ -14,6 +15,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from pytest_sglang.simulator import crashes
 from pytest_sglang.simulator.config import Config
 from pytest_sglang.simulator.log import Log
 from pytest_sglang.simulator.metrics import Metrics
@@ -33,7 +35,13 @@ SLOW = 0.8
 ABORT_AFTER_S = 2.0
 """A closed connection is noticed this long after the response ended."""
 EARLY_TOKENS = 3
+INFLATED = 1.1
 LOG_STEPS = 40
+COMPILING, COMPILING_COST = 2, 12.0
+"""So many requests run so much slower after a start under the fault compiles-after-ready; the server's own warm-up does not."""
+_OWN_WARM_UP = 8
+DIES_AFTER = 300
+"""Tokens after which a scheduler is killed under the fault dies-serving."""
 
 
 @dataclass
@@ -53,6 +61,13 @@ class Request:
     first_s: float | None = None
     last_s: float | None = None
     queued_s: float = 0.0
+    inflated: float = 1.0
+    """How many tokens the answer tells of for each that was generated."""
+
+    @property
+    def told(self) -> int:
+        """Output tokens as the answer tells them."""
+        return min(self.max_tokens, round(len(self.output) * self.inflated))
 
     @property
     def finish_reason(self) -> str | None:
@@ -60,15 +75,21 @@ class Request:
         return None if self.finish is None else str(self.finish["type"])
 
     @property
-    def matched_stop(self) -> int | None:
+    def matched_stop(self) -> int | str | None:
         """The token that ended it."""
         return None if self.finish is None else self.finish.get("matched")
+
+
+def _bridged(config: Config) -> bool:
+    """NVLink carries what the serving cards exchange: every one of them is linked to another one."""
+    ailments, serving = config.ailments, config.hardware.serving
+    return all(any(ailments.linked(one, other) for other in serving if other != one) for one in serving)
 
 
 class Engine:
     """The running batch. Everything happens on one event loop."""
 
-    def __init__(self, config: Config, state: HardwareState, log: Log, seed: str | None) -> None:
+    def __init__(self, config: Config, state: HardwareState, log: Log, seed: str | None, start: int = 1) -> None:
         self._config, self._state, self._log = config, state, log
         self._hardware = config.hardware
         self._noise = random.Random(seed)
@@ -81,17 +102,19 @@ class Engine:
         self.waiting = 0
         self.gen_throughput = 0.0
         self.metrics = Metrics()
-        linked = not any(pair in config.dead_pairs for pair in self._hardware.serving_pairs())
-        gain = 1.0 + (self._hardware.curve.nvlink_gain if linked and self._hardware.serving_pairs() else 0.0)
+        gain = 1.0 + (self._hardware.curve.nvlink_gain if _bridged(config) else 0.0)
         self._factor = gain * (SLOW if "slow-decode" in config.faults else 1.0)
-        self._ends_early = "early-stop" in config.faults
+        self._inflated = INFLATED if "inflated-usage" in config.faults else 1.0
+        self._ends_early, self._not_a_number = "early-stop" in config.faults, "nan-tokens" in config.faults
+        self._compiling = COMPILING if config.acts("compiles-after-ready", start) else 0
+        self._left = DIES_AFTER if config.acts("dies-serving", start) else None
 
     # --- speed -------------------------------------------------------------------------------------------------------------
 
     def tok_s(self) -> float:
-        """Tokens per second of a single stream at the lowest limit among the serving cards."""
-        limits_w = self._state.limits_w()
-        return self._hardware.curve.tok_s(min(limits_w[index] for index in self._hardware.serving)) * self._factor
+        """Tokens per second of a single stream at the lowest limit among the serving cards, as slow as the slowest of them."""
+        limit_w, share = self._state.pace()
+        return self._hardware.curve.tok_s(limit_w) * share * self._factor
 
     def _step_s(self) -> float:
         return (1.0 + BATCH_COST * (len(self.running) - 1)) / self.tok_s()
@@ -105,6 +128,7 @@ class Engine:
     async def run(self, request: Request) -> AsyncIterator[list[int]]:
         """Play one request: yields the tokens of each chunk as they come; ``request.finish`` is set before the last one."""
         request.received_s = time.monotonic()
+        request.inflated = self._inflated
         self.waiting += 1
         try:
             await self._room.acquire()
@@ -155,6 +179,9 @@ class Engine:
         await _until(due_s)
         self._prefilled(request)
         speed = max(1 - 2.5 * ROUND_CV, min(1 + 2.5 * ROUND_CV, self._noise.gauss(1.0, ROUND_CV)))
+        if self._compiling and request.max_tokens > _OWN_WARM_UP:
+            self._compiling -= 1
+            speed /= COMPILING_COST
         answer, length, reason = Answer(request.prompt), *self._length(request)
         held: list[int] = []
         while True:
@@ -176,14 +203,16 @@ class Engine:
             await _until(due_s)
 
     def _length(self, request: Request) -> tuple[int, dict[str, Any]]:
-        wanted = request.max_tokens
+        wanted = max(1, math.ceil(request.max_tokens / self._inflated))
         stop = {"type": "stop", "matched": EOS}
+        if self._not_a_number:
+            return 1, {"type": "stop", "matched": "NaN happened"}
         if self._ends_early:
             return max(1, wanted - EARLY_TOKENS), stop
         natural = Answer(request.prompt).natural_length
         if not request.ignore_eos and natural < wanted:
             return natural, stop
-        return wanted, {"type": "length", "length": wanted}
+        return wanted, {"type": "length", "length": request.max_tokens}
 
     def abort(self, rid: str | None) -> None:
         """Abort one request, or all of them; an unknown one is nobody's error."""
@@ -234,6 +263,10 @@ class Engine:
 
     def _produced(self, request: Request) -> None:
         now_s = time.monotonic()
+        if self._left is not None:
+            self._left -= 1
+            if not self._left:
+                crashes.killed_scheduler(self._log)
         if request.first_s is None:
             request.first_s = now_s
             self.metrics.first_token.add(now_s - request.received_s)

@@ -14,20 +14,60 @@ class Fault:
     name: str
     summary: str
     of_a_start: bool = False
+    harmless: bool = False
+    """Looks like a fault and is none: every promise is kept."""
 
 
 SERVER = (
     Fault("never-ready", "the next starts hang inside graph capture: no log, no CPU, no cache file, no port", of_a_start=True),
     Fault("dies-loading", "the next starts run out of GPU memory while they load weights", of_a_start=True),
     Fault("wrong-model", "another model is served than the promised one"),
+    Fault("inflated-usage", "answers tell of 10 % more tokens than were generated; the counters do not"),
     Fault("early-stop", "every generation ends three tokens early, although ignore_eos is set"),
+    Fault("nan-tokens", "/health is 200, but every generation ends at once with NaN in place of a token"),
+    Fault("dies-serving", "a scheduler is killed while it decodes, and SGLang ends its own tree"),
+    Fault(
+        "misleading-crash", "the next starts die in graph capture; the last traceback in the log is not the cause", of_a_start=True
+    ),
+    Fault("stopped", "the next starts are stopped by SIGSTOP inside graph capture", of_a_start=True),
+    Fault(
+        "hung-engine", "after the next starts the port is open and /v1/models answers, but the warm-up never ends", of_a_start=True
+    ),
+    Fault("port-opens-early", "the next starts open their port 26 s before they are ready", of_a_start=True),
+    Fault("compiles-after-ready", "after the next starts the first two requests run twelve times slower", of_a_start=True),
+    Fault("impostor", "when the next starts come to their port, an old server still listens on it", of_a_start=True),
+    Fault("unit-flaps", "the next starts die while they load weights, and systemd starts them again and again", of_a_start=True),
+    Fault("log-silent", "the next starts write nothing while they compile, but cache files appear", of_a_start=True, harmless=True),
+    Fault("log-rotates", "the log is rotated (copytruncate) in the middle of the next starts", of_a_start=True, harmless=True),
+    Fault("random-timing", "every phase of a start takes a random time within the promise", harmless=True),
 )
 """In the server's life and in its answers."""
 
 HARDWARE = (
     Fault("slow-decode", "decoding is 20 % slower, nothing else differs"),
     Fault("power-limit-lost", "GPU 2 falls back to its default power limit, at the beginning and within 1 s of any set"),
+    Fault("power-limit-clamped", "GPU 3 takes any power limit, and enforces 220 W at most"),
+    Fault("persistence-off", "persistence mode of GPU 1 is off: its limit is lost when the driver unloads"),
+    Fault("thermal-slowdown", "GPU 2 breathes hot air: within seconds of a load it is at 93 °C and lowers its clocks by a quarter"),
+    Fault("power-brake", "whenever GPU 1 is loaded, an outside power brake halves its clocks"),
+    Fault("energy-counter-reset", "the energy counter of GPU 0 begins again at zero 0.7 s into every load"),
+    Fault("energy-counter-missing", "no card has an energy counter (Not Supported), as cards before Volta"),
+    Fault("energy-unreadable", "GPU 2 has neither an energy counter nor an instantaneous power reading"),
     Fault("nvlink-dead", "every link between GPU 2 and GPU 3 is inactive, and decoding loses what NVLink gains"),
+    Fault("nvlink-partial", "one of the four links between GPU 2 and GPU 3 is inactive: the bridge sits half"),
+    Fault("nvlink-crossed", "the bridges join GPU 0 with 2 and 1 with 3, not 0 with 1 and 2 with 3"),
+    Fault("nvlink-errors", "link 1 of GPU 0 sends data again and again while it works"),
+    Fault("server-misplaced", "the server runs on GPUs 0, 1, 2, 4: one whole pair and two halves"),
+    Fault("pcie-x4", "GPU 1 has four PCIe lanes"),
+    Fault("pcie-gen1", "GPU 1 stays at PCIe generation 1 under load"),
+    Fault("pcie-replays", "GPU 1 sends PCIe packets again and again while it works"),
+    Fault("ecc-errors", "GPU 1, a card with ECC here, counts uncorrected memory errors while it works"),
+    Fault("row-remap-pending", "GPU 1, a card with ECC here, has a memory row to remap"),
+    Fault("xid-79", "GPU 2 falls off the bus after 5 s of load: GPU is lost, Xid 79 in the kernel log"),
+    Fault("foreign-process", "another program computes on GPU 1"),
+    Fault("not-supported", "the cards answer NotSupported to PCIe link, energy counter, clocks reasons and more"),
+    Fault("driver-mismatch", "library and kernel module of the driver have different versions: NVML does not open"),
+    Fault("kernel-log-hidden", "this user may not read the kernel log"),
 )
 """In cards, power, links, driver."""
 

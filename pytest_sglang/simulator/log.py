@@ -20,9 +20,10 @@ class Log:
         """Rig time of the step that is being played; None = now."""
 
     def stamp(self) -> str:
-        """The time as SGLang prints it."""
+        """The time as SGLang prints it: whole seconds, thousandths too with SGLANG_LOG_MS=1."""
         moment_s = self.clock.time() if self.at is None else self.at
-        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment_s))
+        thousandths = f".{int(moment_s * 1000) % 1000:03d}" if os.environ.get("SGLANG_LOG_MS") == "1" else ""
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment_s)) + thousandths
 
     def line(self, text: str, rank: int | None = None) -> None:
         """A line of the main process, or of the scheduler of one rank."""

@@ -5,9 +5,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from pytest_sglang.simulator.ailments import Ailments
 from pytest_sglang.simulator.hardware import Gpu, Hardware
 from pytest_sglang.simulator.nvml_names import CONSTANTS, ERRORS, NVMLError, NvmlNames, Struct
 from pytest_sglang.simulator.state import CardNow, HardwareState
@@ -21,7 +23,11 @@ class Handle:
 
 
 class NvmlBase(NvmlNames):
-    """System, handles and identity. ``dead_pairs``: bridges whose links are inactive; ``lost_limit``: cards that fall back."""
+    """System, handles and identity.
+
+    ``lost_limit``: cards that fall back; ``not_persistent``: cards whose persistence mode is off; ``unreadable``: power readings
+    ("energy", "instant") that a card (None = every card) does not give; ``ailments``: what else is wrong with the hardware.
+    """
 
     def __init__(
         self,
@@ -29,22 +35,49 @@ class NvmlBase(NvmlNames):
         hardware: Hardware,
         uuids: Sequence[str],
         *,
-        dead_pairs: Sequence[tuple[int, int]] = (),
         lost_limit: Sequence[int] = (),
+        not_persistent: Sequence[int] = (),
+        unreadable: Mapping[int | None, Sequence[str]] | None = None,
         permission: bool = True,
+        ailments: Ailments | None = None,
     ) -> None:
         self._directory, self._hardware, self._uuids = Path(directory), hardware, tuple(uuids)
         self._state = HardwareState(directory, hardware)
-        self._dead_pairs, self._lost_limit, self._permission = tuple(dead_pairs), tuple(lost_limit), permission
+        self._lost_limit, self._permission = tuple(lost_limit), permission
+        self._not_persistent, self._unreadable = tuple(not_persistent), dict(unreadable or {})
+        self._ailments = Ailments(directory, hardware) if ailments is None else ailments
         self._opened = 0
+
+    def __getattribute__(self, name: str) -> Any:
+        """Every call on a card first finds out whether the card is still there and knows that call at all."""
+        found = object.__getattribute__(self, name)
+        if not name.startswith("nvmlDevice"):
+            return found
+
+        def call(*arguments: Any, **named: Any) -> Any:
+            handle = arguments[0] if arguments else None
+            if isinstance(handle, Handle):
+                self._answers(handle, name)
+            return found(*arguments, **named)
+
+        return call
+
+    def _answers(self, handle: Handle, name: str) -> None:
+        self._check_open()
+        if self._ailments.is_lost(handle.index, self._state.busy_s(handle.index)):
+            raise nvml_error("GPU_IS_LOST")
+        if self._ailments.unsupported(name):
+            raise nvml_error("NOT_SUPPORTED")
 
     # --- opening, closing, the system --------------------------------------------------------------------------------------
 
     def nvmlInit(self) -> None:
+        if "driver-mismatch" in self._ailments.faults:
+            raise nvml_error("LIB_RM_VERSION_MISMATCH")
         self._opened += 1
 
     def nvmlInitWithFlags(self, flags: int) -> None:
-        self._opened += 1
+        self.nvmlInit()
 
     def nvmlShutdown(self) -> None:
         self._check_open()
@@ -69,6 +102,9 @@ class NvmlBase(NvmlNames):
         return self.nvmlSystemGetCudaDriverVersion()
 
     def nvmlSystemGetProcessName(self, pid: int) -> str:
+        known = self._ailments.process_name(pid)
+        if known is not None:
+            return known
         try:
             return os.readlink(f"/proc/{pid}/exe")
         except OSError:
@@ -125,19 +161,16 @@ class NvmlBase(NvmlNames):
         return (self._gpu(handle).first_bus + handle.index) << 8
 
     def nvmlDeviceGetBrand(self, handle: Handle) -> int:
-        self._check_open()
-        return CONSTANTS["NVML_BRAND_GEFORCE"]
+        return self._gpu(handle).brand
 
     def nvmlDeviceGetArchitecture(self, device: Handle) -> int:
-        self._check_open()
-        return CONSTANTS["NVML_DEVICE_ARCH_AMPERE"]
+        return self._gpu(device).architecture
 
     def nvmlDeviceGetNumGpuCores(self, device: Handle) -> int:
         return self._gpu(device).cores
 
     def nvmlDeviceGetMemoryBusWidth(self, device: Handle) -> int:
-        self._check_open()
-        return 384
+        return self._gpu(device).memory_bus_bits
 
     def nvmlDeviceGetCudaComputeCapability(self, handle: Handle) -> tuple[int, int]:
         return self._gpu(handle).compute_capability
@@ -147,7 +180,7 @@ class NvmlBase(NvmlNames):
         return CONSTANTS["NVML_COMPUTEMODE_DEFAULT"]
 
     def nvmlDeviceGetPersistenceMode(self, handle: Handle) -> int:
-        return int(self._gpu(handle).persistence)
+        return int(self._gpu(handle).persistence and handle.index not in self._not_persistent)
 
     # --- inside ------------------------------------------------------------------------------------------------------------
 
@@ -162,6 +195,9 @@ class NvmlBase(NvmlNames):
     def _now(self, handle: Handle) -> CardNow:
         self._check_open()
         return self._state.now()[handle.index]
+
+    def _hidden(self, handle: Handle, reading: str) -> bool:
+        return any(reading in self._unreadable.get(card, ()) for card in (None, handle.index))
 
     def _find(self, wanted: list[str], known: Sequence[str]) -> Handle:
         self._check_open()
@@ -181,18 +217,14 @@ class NvmlBase(NvmlNames):
             pciSubSystemId=subsystem_id,
         )
 
-    def _linked(self, one: int, other: int) -> bool:
-        pair = (min(one, other), max(one, other))
-        return pair in self._hardware.pairs and pair not in self._dead_pairs
-
     def _link_is_up(self, device: Handle, link: int) -> bool:
         self._check_open()
-        partner = self._hardware.partner(device.index)
-        if partner is None:
+        links = self._ailments.links(device.index)
+        if not links:
             raise self._unsupported()
-        if not 0 <= link < self._hardware.links:
+        if not 0 <= link < len(links):
             raise nvml_error("INVALID_ARGUMENT")
-        return self._linked(device.index, partner)
+        return links[link]
 
     def _unsupported(self) -> NVMLError:
         self._check_open()

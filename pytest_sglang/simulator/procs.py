@@ -28,6 +28,9 @@ def end(pid: int, ticks: int, signum: int = signal.SIGKILL, wait_s: float = 5.0)
     if alive(pid, ticks):
         try:
             os.kill(pid, signum)
+            if signum == signal.SIGTERM:
+                # as systemd does (systemd.kill(5)): a stopped process could not end
+                os.kill(pid, signal.SIGCONT)
         except ProcessLookupError:
             return True
     while alive(pid, ticks):

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pytest_sglang.simulator import clock, config, furnish, state
+from pytest_sglang.simulator import ailments, clock, config, furnish, state
 from pytest_sglang.simulator import faults as known_faults
 from pytest_sglang.simulator import hardware as cards
 from pytest_sglang.simulator.clock import RigClock
@@ -54,8 +54,10 @@ class SimulatedRig:
         unless ``faults_at_once``. Raises ValueError for unknown hardware, faults, or values out of range, FileExistsError where a
         rig is already.
         """
+        hardware = str(Path(hardware).absolute()) if hardware.endswith(".toml") else hardware
         found = cards.load(hardware)
         names = known_faults.check(faults)
+        ailments.check(names, found)
         limit_w = found.gpu.present_w if power_w is None else power_w
         if not found.gpu.min_w <= limit_w <= found.gpu.max_w:
             raise ValueError(f"power_w={limit_w:g}: the simulated cards take {found.gpu.min_w:g} to {found.gpu.max_w:g} W")
@@ -79,7 +81,8 @@ class SimulatedRig:
             boot_id=config.boot_id(),
         )
         made.save()
-        HardwareState.create(directory, found, limit_w, made.lost_limit)
+        HardwareState.create(directory, found, limit_w, made.lost_limit, made.traits)
+        ailments.write_kernel_log(directory, found)
         _furnish(made)
         # last: who finds the clock finds a whole rig
         RigClock.create(directory, speed)
@@ -134,10 +137,20 @@ class SimulatedRig:
             self.directory,
             made.hardware,
             made.uuids,
-            dead_pairs=made.dead_pairs,
             lost_limit=made.lost_limit,
+            not_persistent=made.not_persistent,
+            unreadable=made.unreadable,
             permission=made.power_permission,
+            ailments=made.ailments,
         )
+
+    def kernel_log(self, command: list[str]) -> tuple[int, str]:
+        """Exit code and output of ``journalctl -k`` or ``dmesg`` on this rig."""
+        return ailments.kernel_log(self.directory, command, self.config.faults)
+
+    def pretend(self, pid: int) -> None:
+        """Let process ``pid`` hold the serving cards as if it had been decoding on them for a while."""
+        HardwareState(self.directory, self.config.hardware).pretend(pid)
 
     # --- its life ----------------------------------------------------------------------------------------------------------
 

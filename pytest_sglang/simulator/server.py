@@ -10,10 +10,11 @@ import json
 import os
 import random
 import signal
+import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,8 +22,9 @@ from typing import TYPE_CHECKING, Any
 from pytest_sglang.simulator import furnish
 from pytest_sglang.simulator.clock import RigClock
 from pytest_sglang.simulator.config import Config
+from pytest_sglang.simulator.crashes import HANG_S
 from pytest_sglang.simulator.log import Log, set_up
-from pytest_sglang.simulator.startup import Startup
+from pytest_sglang.simulator.startup import EARLY_RATE, EARLY_S, REAL_BEFORE_PORT_S, Startup
 from pytest_sglang.simulator.state import HardwareState
 from pytest_sglang.simulator.unit import Unit
 
@@ -63,6 +65,8 @@ def _import_heavy() -> None:
 def main(argv: Sequence[str]) -> None:
     """Start, serve, and end by signal."""
     words = list(argv)
+    old = "--old" in words
+    words = [word for word in words if word != "--old"]
     if words[:1] != ["--rig"] or len(words) < 2:
         raise SystemExit("usage: python -m pytest_sglang.simulator.server --rig DIR [flags] (started by the simulated systemctl)")
     config = Config.load(Path(words[1]))
@@ -70,6 +74,9 @@ def main(argv: Sequence[str]) -> None:
     clock = RigClock(config.directory)
     log = Log(clock, len(config.hardware.serving))
     state = HardwareState(config.directory, config.hardware)
+    if old:
+        _serve_on(config, args, log, state)
+        return
     importing = threading.Thread(target=_import_heavy)
     importing.start()
     number, launched_s = _launch(Unit(config), clock)
@@ -80,10 +87,47 @@ def main(argv: Sequence[str]) -> None:
     from pytest_sglang.simulator.api import Serving
     from pytest_sglang.simulator.engine import Engine
 
-    serving = Serving(Engine(config, state, log, seed), log, args)
-    library = furnish.mapped(config)
-    asyncio.run(_serve(serving, config.port, furnish.late_work(config, number)))
-    library.close()
+    serving = Serving(Engine(config, state, log, seed, number), log, args)
+    faults = {fault for fault in config.faults if config.acts(fault, number)}
+    if "impostor" in faults:
+        _wait_taken(config.port)
+    late, library = furnish.late_work(config, number), furnish.mapped(config)
+
+    async def warm_up() -> None:
+        await _warm_up(serving, config.port, clock, faults)
+        if late is not None:
+            await _at_first_request(serving, late)
+
+    try:
+        asyncio.run(_serve(serving, config.port, warm_up))
+    except SystemExit:
+        # uvicorn could not bind; the warm-up thread of the real one is answered by whoever listens, and says that all is well
+        asyncio.run(_warm_up(serving, config.port, clock, faults))
+        raise
+    finally:
+        library.close()
+
+
+def _serve_on(config: Config, args: dict[str, Any], log: Log, state: HardwareState) -> None:
+    """An old server that still has its port."""
+    set_up(log)
+    from pytest_sglang.simulator.api import Serving
+    from pytest_sglang.simulator.engine import Engine
+
+    async def nothing() -> None:
+        return None
+
+    asyncio.run(_serve(Serving(Engine(config, state, log, None), log, args, status="Up"), config.port, nothing))
+
+
+def _wait_taken(port: int) -> None:
+    """Until somebody listens on ``port``."""
+    deadline_s = time.monotonic() + 20.0
+    while time.monotonic() < deadline_s:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.05)
 
 
 def _launch(unit: Unit, clock: RigClock) -> tuple[int, float]:
@@ -97,7 +141,7 @@ def _launch(unit: Unit, clock: RigClock) -> tuple[int, float]:
     return 1, clock.time()  # started by hand
 
 
-async def _serve(serving: Serving, port: int, late: Callable[[], None] | None) -> None:
+async def _serve(serving: Serving, port: int, warm_up: Callable[[], Awaitable[None]]) -> None:
     import uvicorn
 
     from pytest_sglang.simulator.api import Api
@@ -107,11 +151,6 @@ async def _serve(serving: Serving, port: int, late: Callable[[], None] | None) -
         def capture_signals(self) -> Iterator[None]:
             # SGLang drains by itself
             yield
-
-    async def warm_up() -> None:
-        await _warm_up(serving, port)
-        if late is not None:
-            await _at_first_request(serving, late)
 
     config = uvicorn.Config(
         Api(serving).application(warm_up),
@@ -130,8 +169,14 @@ async def _serve(serving: Serving, port: int, late: Callable[[], None] | None) -
     await Server(config).serve()
 
 
-async def _warm_up(serving: Serving, port: int) -> None:
+async def _warm_up(serving: Serving, port: int, clock: RigClock, faults: set[str]) -> None:
     """As SGLang does: look whether the port answers, make one request of 8 tokens, then call itself up."""
+    if "port-opens-early" in faults:
+        until_s = clock.time() + EARLY_S
+        # slowly enough for whoever looks ten times a second to see when the port opened
+        clock.fast_until(until_s - REAL_BEFORE_PORT_S, rate=EARLY_RATE)
+        await asyncio.to_thread(clock.sleep_until, until_s)
+        clock.real()
     while True:
         await asyncio.sleep(0.3)
         try:
@@ -139,6 +184,9 @@ async def _warm_up(serving: Serving, port: int) -> None:
             break
         except OSError:
             continue
+    if "hung-engine" in faults:
+        clock.fast_until(clock.time() + HANG_S)
+        await asyncio.Event().wait()
     body = {"text": "The capital city of France is", "sampling_params": {"temperature": 0, "max_new_tokens": 8}}
     await _ask(port, "POST", "/generate", json.dumps(body).encode(), serving)
     if serving.status == "Starting":

@@ -6,15 +6,14 @@ delays do not show up a hundredfold. The last two seconds before the port opens 
 
 from __future__ import annotations
 
-import os
 import random
-import signal
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from pytest_sglang.simulator import furnish
+from pytest_sglang.simulator import crashes, furnish
 from pytest_sglang.simulator.caches import Kernel, larger, recorded
 from pytest_sglang.simulator.clock import RigClock
 from pytest_sglang.simulator.config import Config
@@ -28,6 +27,8 @@ SPREAD = 0.03
 REAL_BEFORE_PORT_S = 2.0
 WARM_UP_S = 0.9
 """From the open port to ready, in real time: one look at /model_info and a request of 8 tokens."""
+EARLY_S, EARLY_RATE = 26.0, 8.0
+"""Under the fault port-opens-early the port opens so much earlier, and the warm-up takes so much longer, at this rate of the clock."""
 
 KV_TOKENS = 98_304
 CONTEXT = 32_768
@@ -50,8 +51,7 @@ _ARGUMENTS_S, _TOKENIZER_S, _DISTRIBUTED_S, _WEIGHTS_S, _LOADED_S, _POOL_S, _CAP
     75.0,
 )
 _PORT_S = WARM_READY_S - WARM_UP_S
-_HANG_S = 7 * 86_400.0
-_RECORDED = Path(__file__).parent / "recorded"
+_IN_CAPTURE = ("never-ready", "misleading-crash", "stopped")
 _VENV = "/srv/venv/lib/python3.12/site-packages"
 
 
@@ -74,24 +74,38 @@ class Startup:
         self._caches = furnish.caches_of(config, 1)
         self._launched_s = clock.time()
         self._scale = 1.0
+        self._before = 1.0
+        """How much longer than usual the phases before the capture take; the others are scaled by ``_scale``."""
         self._late_s = 0.0
         self._stores = True
+        self._silent = False
 
     def play(self, launched_s: float, number: int, noise: random.Random) -> None:
         """Start number ``number`` of the rig, whose process was made at rig time ``launched_s``."""
         self._caches = furnish.caches_of(self._config, number)
         work = self._work(number, noise)
         self._launched_s = launched_s
-        self._scale = 1.0 + noise.uniform(-SPREAD, SPREAD)
-        extra_s = work.share * (COLD_READY_S - WARM_READY_S)
+
+        def acts(fault: str) -> bool:
+            return self._config.acts(fault, number)
+
+        self._scale = self._before = 1.0 + noise.uniform(-SPREAD, SPREAD)
+        if acts("random-timing"):
+            self._before, self._scale = noise.uniform(0.55, 1.05), noise.uniform(0.7, 1.1)
+        extra_s = work.share * (COLD_READY_S - WARM_READY_S) - (EARLY_S if acts("port-opens-early") else 0.0)
         port_s = self._moment(_PORT_S) + extra_s * self._scale
         self._clock.fast_until(port_s - REAL_BEFORE_PORT_S)
         self._begin()
         self._distributed()
-        self._weights(dies=self._config.acts("dies-loading", number))
-        self._capture(work, extra_s, hangs=self._config.acts("never-ready", number))
+        dies = crashes.out_of_memory if acts("dies-loading") else crashes.occupied if acts("unit-flaps") else None
+        self._weights(dies)
+        self._silent = acts("log-silent")
+        self._capture(work, extra_s, next((fault for fault in _IN_CAPTURE if acts(fault)), None))
         self._late_s = extra_s
         self._finish()
+        if acts("log-rotates"):
+            self._clock.sleep_until(port_s - REAL_BEFORE_PORT_S / 2)
+            crashes.rotate(self._config.log)
         self._clock.sleep_until(port_s)
         self._clock.real()
         self._log.at = None
@@ -109,7 +123,8 @@ class Startup:
         return Work(tuple(kernels), tuple(shapes), tuple(variants), share)
 
     def _moment(self, offset_s: float) -> float:
-        return self._launched_s + (offset_s + self._late_s) * self._scale
+        before_s = min(offset_s, _CAPTURE_S)
+        return self._launched_s + before_s * self._before + (offset_s - before_s + self._late_s) * self._scale
 
     def _at(self, offset_s: float) -> None:
         """Wait for the moment ``offset_s`` of a warm start (later by what was compiled) and stamp what follows with it."""
@@ -139,12 +154,18 @@ class Startup:
         self._at(_DISTRIBUTED_S + 2.2)
         log.line("sglang is using nccl==2.28.9", 0)
         log.all_ranks(f"Init torch distributed ends. elapsed={2.2 * self._scale:.2f} s, mem usage=0.21 GB")
-        log.all_ranks(
-            "CustomAllreduce is disabled because it's not supported on more than two PCIe-only GPUs. "
-            "To silence this warning, specify disable_custom_all_reduce=True explicitly."
-        )
+        if log.ranks > 2 and not self._all_linked():
+            log.all_ranks(
+                "CustomAllreduce is disabled because it's not supported on more than two PCIe-only GPUs. "
+                "To silence this warning, specify disable_custom_all_reduce=True explicitly."
+            )
 
-    def _weights(self, *, dies: bool) -> None:
+    def _all_linked(self) -> bool:
+        """NVLink joins every two of the serving cards."""
+        ailments = self._config.ailments
+        return all(ailments.linked(a, b) for a, b in combinations(self._config.hardware.serving, 2))
+
+    def _weights(self, dies: Callable[[Log, RigClock], None] | None) -> None:
         log, shards = self._log, 9
         self._at(_WEIGHTS_S)
         log.all_ranks("Load weight begin. avail mem=23.05 GB")
@@ -152,8 +173,8 @@ class Startup:
         step_s = (_LOADED_S - 0.6 - _WEIGHTS_S) / shards
         for done in range(shards + 1):
             self._at(_WEIGHTS_S + 0.3 + done * step_s)
-            if dies and done == 4:
-                self._die()
+            if dies is not None and done == 4:
+                dies(log, self._clock)
             log.bar("Loading safetensors checkpoint shards", done, shards, done * step_s, step_s, "Completed")
         log.raw("\n")
         self._at(_LOADED_S)
@@ -168,46 +189,45 @@ class Startup:
         log.all_ranks(f"KV Cache is allocated. #tokens: {KV_TOKENS}, K size: 3.75 GB, V size: 3.75 GB")
         log.all_ranks("Memory pool end. avail mem=4.91 GB")
 
-    def _die(self) -> None:
-        """As SGLang does: the first traceback is the cause, then it kills its own tree."""
-        self._clock.real()
-        self._log.at = None
-        self._log.raw("\n")
-        self._log.line("Scheduler hit an exception: " + (_RECORDED / "out-of-memory.txt").read_text(encoding="utf-8"), 1)
-        self._log.line("Received sigquit from a child process. It usually means the child failed.")
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    def _capture(self, work: Work, extra_s: float, *, hangs: bool) -> None:
+    def _capture(self, work: Work, extra_s: float, fault: str | None) -> None:
         log, total = self._log, len(BATCH_SIZES)
         self._at(_CAPTURE_S)
         log.all_ranks("Capture cuda graph begin. This can take up to several minutes. avail mem=4.82 GB")
         log.line(f"Capture cuda graph bs {sorted(BATCH_SIZES)}", 0)
-        self._state.set_load(0.0 if hangs else 0.35, _SERVING_B)
-        log.bar("", 0, total, 0, 0)
-        if hangs:
-            self._hang()
+        self._state.set_load(0.0 if fault is not None else 0.35, _SERVING_B)
+        self._bar("", 0, 0, 0)
+        if fault is not None:
+            self._bar(f"Capturing batches (bs={BATCH_SIZES[0]} avail_mem=4.82 GB)", 0, 0, 0)
+            self._fails(fault)
         whole_s, plain_s, elapsed_s = _CAPTURED_S - _CAPTURE_S + extra_s, 0.8, 0.0
         compile_s = whole_s - 0.3 - plain_s * (total - len(_COMPILED))
         pending = self._jobs(work)
         for done, size in enumerate(BATCH_SIZES):
             label = f"Capturing batches (bs={size} avail_mem={4.82 - 0.02 * done:.2f} GB)"
-            log.bar(label, done, total, elapsed_s, elapsed_s / max(done, 1))
+            self._bar(label, done, elapsed_s, elapsed_s / max(done, 1))
             took_s = compile_s * _COMPILED[size] if size in _COMPILED else plain_s
             self._compile(pending, size, elapsed_s, took_s)
             elapsed_s += took_s
             self._at(_CAPTURE_S + elapsed_s)
-            log.bar(label, done + 1, total, elapsed_s, elapsed_s / (done + 1))
+            self._bar(label, done + 1, elapsed_s, elapsed_s / (done + 1))
         log.raw("\n")
         self._at(_CAPTURE_S + whole_s)
+        if log.ranks > 1 and self._all_linked():
+            log.all_ranks(f"Registering {390 * total} cuda graph addresses")
         log.all_ranks(f"Capture cuda graph end. Time elapsed: {whole_s * self._scale:.2f} s. mem usage=0.31 GB. avail mem=4.51 GB.")
         self._state.set_load(0.0, _SERVING_B)
 
-    def _hang(self) -> None:
-        """A deadlock inside graph capture: the process lives and does nothing, rig time goes on fast. Only a signal ends it."""
-        self._log.bar(f"Capturing batches (bs={BATCH_SIZES[0]} avail_mem=4.82 GB)", 0, len(BATCH_SIZES), 0, 0)
-        self._clock.fast_until(self._clock.time() + _HANG_S)
-        while True:
-            signal.pause()
+    def _fails(self, fault: str) -> None:
+        if fault == "misleading-crash":
+            crashes.misleading(self._log, self._clock)
+        elif fault == "stopped":
+            crashes.stop(self._clock)
+        else:
+            crashes.hang(self._clock)
+
+    def _bar(self, label: str, done: int, elapsed_s: float, per_item_s: float) -> None:
+        if not self._silent:
+            self._log.bar(label, done, len(BATCH_SIZES), elapsed_s, per_item_s)
 
     def _jobs(self, work: Work) -> list[Callable[[], None]]:
         """What has to be compiled, in order: shapes between kernels, then the new variants."""
@@ -224,7 +244,7 @@ class Startup:
 
     def _tune(self, shape: str) -> Callable[[], None]:
         def tune() -> None:
-            for rank in range(self._log.ranks):
+            for rank in range(0 if self._silent else self._log.ranks):
                 choices = ["triton_mm_8", "triton_mm_4", "triton_mm_17", "mm", *(f"triton_mm_{9 + rank + n}" for n in range(6))]
                 self._log.raw(autotune_block(shape, choices, 4.2 + 0.11 * rank, 0.31 + 0.04 * rank))
             if self._stores:

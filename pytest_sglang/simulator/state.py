@@ -14,13 +14,13 @@ import os
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 from pytest_sglang.simulator import procs
-from pytest_sglang.simulator.hardware import Hardware
+from pytest_sglang.simulator.hardware import SLOWDOWN_C, SLOWED, Hardware, Trait
 
 NAME = "state"
 TAU_W_S = 0.3
@@ -31,6 +31,8 @@ COUNTER_STEP_S = 0.1
 """The energy counter moves this often."""
 AVERAGE_S = 1.0
 """Length of the running average that NVML gives as power usage."""
+COOLER_C = 3.0
+"""A card that is too hot gets its clocks back this far below the temperature at which it lost them."""
 
 _MAGIC = b"RIGGPU1\0"
 _PIECES = 64
@@ -38,11 +40,16 @@ _HEAD = struct.Struct("<8sqqqqq")  # magic, number of cards, published pieces, o
 _OWNER = struct.Struct("<qq")
 _PUBLISHED_AT, _OWNER_AT = 16, 24
 _TIME = struct.Struct("<d")
-_CARD = struct.Struct("<10d")
+_CARD = struct.Struct("<21d")
 
 
 class CardPiece(NamedTuple):
-    """One card from the begin of a piece on. ``fallback_w`` becomes its limit at ``fallback_at_s`` (monotonic; inf = never)."""
+    """One card from the begin of a piece on. Moments are monotonic, inf = never.
+
+    ``limit_w`` is what was asked for; ``fallback_w`` becomes it at ``fallback_at_s``. ``slowed`` 1.0: too hot, from ``hot_at_s`` on.
+    ``lost_j``: what the energy counter had counted when it was lost, at ``reset_at_s``. ``capped_s`` and ``hot_s``: how long the power
+    cap and heat have held the clocks.
+    """
 
     limit_w: float
     energy_j: float
@@ -54,6 +61,32 @@ class CardPiece(NamedTuple):
     memory_b: float
     fallback_at_s: float
     fallback_w: float
+    clamp_w: float = math.inf
+    hotter_c: float = 0.0
+    brake: float = 1.0
+    reset_after_s: float = math.inf
+    slowed: float = 0.0
+    hot_at_s: float = math.inf
+    reset_at_s: float = math.inf
+    lost_j: float = 0.0
+    capped_s: float = 0.0
+    hot_s: float = 0.0
+    busy_s: float = 0.0
+
+    @property
+    def enforced_w(self) -> float:
+        """The limit that is kept."""
+        return min(self.limit_w, self.clamp_w)
+
+    @property
+    def share(self) -> float:
+        """Share of its speed that heat and brake leave a loaded card."""
+        return self.brake * (SLOWED if self.slowed else 1.0)
+
+    @property
+    def next_s(self) -> float:
+        """When something happens on it by itself."""
+        return min(self.fallback_at_s, self.hot_at_s, self.reset_at_s)
 
     def power_after(self, elapsed_s: float) -> float:
         """Board power in watts."""
@@ -69,6 +102,10 @@ class CardPiece(NamedTuple):
     def temperature_after(self, elapsed_s: float) -> float:
         """Temperature in degrees Celsius."""
         return self.target_c + (self.temperature_c - self.target_c) * math.exp(-max(0.0, elapsed_s) / TAU_C_S)
+
+    def busy_after(self, elapsed_s: float) -> float:
+        """Seconds of load that the card has had: for what grows while it works."""
+        return self.busy_s + (max(0.0, elapsed_s) if self.load > 0.5 else 0.0)
 
 
 class Piece(NamedTuple):
@@ -88,6 +125,14 @@ class CardNow(NamedTuple):
     temperature_c: float
     load: float
     memory_b: int
+    requested_w: float
+    share: float
+    capped: bool
+    hot: bool
+    braked: bool
+    capped_s: float
+    hot_s: float
+    busy_s: float
 
 
 class HardwareState:
@@ -105,7 +150,14 @@ class HardwareState:
         self._thread = threading.Lock()
 
     @classmethod
-    def create(cls, directory: Path, hardware: Hardware, power_w: float, fallbacks: Sequence[int] = ()) -> HardwareState:
+    def create(
+        cls,
+        directory: Path,
+        hardware: Hardware,
+        power_w: float,
+        fallbacks: Sequence[int] = (),
+        traits: Mapping[int, Trait] | None = None,
+    ) -> HardwareState:
         """New cards, idle, every limit at ``power_w`` but those of ``fallbacks``, which have lost it to their default."""
         gpu, count = hardware.gpu, hardware.gpu.count
         size = _HEAD.size + _PIECES * (_TIME.size + count * _CARD.size)
@@ -117,9 +169,13 @@ class HardwareState:
         for index in range(count):
             limit_w = gpu.default_w if index in fallbacks else power_w
             idle_w = gpu.loaded_w(index, limit_w, 0.0)
-            idle_c = gpu.steady_c(index, idle_w)
+            trait = (traits or {}).get(index, Trait())
+            usual_c = gpu.steady_c(index, idle_w)
+            idle_c = usual_c if trait.idle_c is None else trait.idle_c
             energy_j = 41_250.0 + 1_375.0 * index
-            cards.append(CardPiece(limit_w, energy_j, idle_w, idle_w, idle_c, idle_c, 0.0, 0.0, math.inf, gpu.default_w))
+            card = CardPiece(limit_w, energy_j, idle_w, idle_w, idle_c, idle_c, 0.0, 0.0, math.inf, gpu.default_w)
+            own = {name: getattr(trait, name) for name in ("clamp_w", "brake", "reset_after_s")}
+            cards.append(card._replace(hotter_c=idle_c - usual_c, **own))
         state._publish(Piece(time.monotonic(), tuple(cards)))
         return state
 
@@ -132,19 +188,28 @@ class HardwareState:
         history = self._history(moment_s)
         piece = self._covering(history, moment_s)
         step_s = math.floor(moment_s / COUNTER_STEP_S) * COUNTER_STEP_S
+        stepped = self._covering(history, step_s)
         found = []
         for index, card in enumerate(piece.cards):
             elapsed_s = moment_s - piece.begin_s
             mean_w = (self._energy(history, index, moment_s) - self._energy(history, index, moment_s - AVERAGE_S)) / AVERAGE_S
             found.append(
                 CardNow(
-                    limit_w=card.limit_w,
+                    limit_w=card.enforced_w,
                     power_w=card.power_after(elapsed_s),
                     average_w=mean_w,
-                    energy_j=self._energy(history, index, step_s),
+                    energy_j=self._energy(history, index, step_s) - stepped.cards[index].lost_j,
                     temperature_c=card.temperature_after(elapsed_s),
                     load=card.load,
                     memory_b=int(card.memory_b),
+                    requested_w=card.limit_w,
+                    share=card.share if card.load else 1.0,
+                    capped=self._capped(card),
+                    hot=bool(card.slowed and card.load),
+                    braked=bool(card.brake < 1.0 and card.load),
+                    capped_s=card.capped_s + self._capped(card) * max(0.0, elapsed_s),
+                    hot_s=card.hot_s + bool(card.slowed and card.load) * max(0.0, elapsed_s),
+                    busy_s=card.busy_after(elapsed_s),
                 )
             )
         return tuple(found)
@@ -152,7 +217,24 @@ class HardwareState:
     def limits_w(self) -> tuple[float, ...]:
         """The enforced limit of every card."""
         self._settle()
-        return tuple(card.limit_w for card in self._read(self._published()).cards)
+        return tuple(card.enforced_w for card in self._read(self._published()).cards)
+
+    def pace(self) -> tuple[float, float]:
+        """The lowest limit (watts) among the serving cards, and the share of its speed that heat and brakes leave the slowest."""
+        self._settle()
+        cards = self._read(self._published()).cards
+        serving = [cards[index] for index in self._hardware.serving]
+        return min(card.enforced_w for card in serving), min(card.share for card in serving)
+
+    def _capped(self, card: CardPiece) -> bool:
+        """The software power cap holds its clocks: it works, nothing else holds it, and it draws all that its limit allows."""
+        free = card.load > 0.5 and card.share == 1.0
+        return free and self._hardware.curve.drawn_w(card.enforced_w) == card.enforced_w
+
+    def busy_s(self, index: int) -> float:
+        """Seconds of load that one card has had."""
+        piece = self._read(self._published())
+        return piece.cards[index].busy_after(time.monotonic() - piece.begin_s)
 
     def owner(self) -> tuple[int, int]:
         """Pid and start ticks of the process that holds the serving cards; (0, 0) = nobody."""
@@ -214,6 +296,18 @@ class HardwareState:
         if not pid:
             self.set_load(0.0, 0)
 
+    def pretend(self, pid: int, *, memory_b: int = int(21.2 * 2**30), busy_s: float = 60.0) -> None:
+        """Process ``pid`` holds the serving cards and has loaded them for ``busy_s``: power and temperature have settled."""
+        self.set_owner(pid)
+        self.set_load(1.0, memory_b)
+        with self._locked():
+            piece = self._read(self._published())
+            settled = [
+                card._replace(power_w=card.target_w, temperature_c=card.target_c, busy_s=card.busy_s + busy_s if card.load else 0.0)
+                for card in piece.cards
+            ]
+            self._publish(Piece(time.monotonic(), tuple(settled)))
+
     def _change(self, change: Callable[[int, CardPiece], CardPiece]) -> None:
         with self._locked():
             self._settle_locked(time.monotonic())
@@ -222,20 +316,42 @@ class HardwareState:
 
     def _moved(self, piece: Piece, now_s: float, change: Callable[[int, CardPiece], CardPiece]) -> Piece:
         """The piece that begins at ``now_s``, with every card changed and its targets set anew."""
-        gpu, cards, elapsed_s = self._hardware.gpu, [], now_s - piece.begin_s
+        cards, elapsed_s = [], now_s - piece.begin_s
         for index, card in enumerate(piece.cards):
             grown = card._replace(
                 energy_j=card.energy_after(elapsed_s),
                 power_w=card.power_after(elapsed_s),
                 temperature_c=card.temperature_after(elapsed_s),
+                capped_s=card.capped_s + self._capped(card) * elapsed_s,
+                hot_s=card.hot_s + bool(card.slowed and card.load) * elapsed_s,
+                busy_s=card.busy_after(elapsed_s),
             )
             changed = change(index, grown)
-            target_w = gpu.loaded_w(index, changed.limit_w, changed.load)
-            cards.append(changed._replace(target_w=target_w, target_c=gpu.steady_c(index, target_w)))
+            if changed.load and not card.load:
+                changed = changed._replace(reset_at_s=now_s + changed.reset_after_s)
+            cards.append(self._aimed(index, changed, now_s))
         return Piece(now_s, tuple(cards))
 
+    def _aimed(self, index: int, card: CardPiece, now_s: float) -> CardPiece:
+        """The card with its targets, and the moment at which it will be too hot."""
+        gpu, hot = self._hardware.gpu, card.temperature_c >= SLOWDOWN_C and card.load > 0
+        card = card._replace(slowed=float(hot or (card.slowed and card.temperature_c > SLOWDOWN_C - COOLER_C)))
+        idle_w = gpu.loaded_w(index, card.enforced_w, 0.0)
+        loaded_w = gpu.loaded_w(index, self._hardware.curve.drawn_w(card.enforced_w), card.load)
+        target_w = idle_w + card.share * (loaded_w - idle_w)
+        target_c = gpu.steady_c(index, target_w) + card.hotter_c
+        if card.slowed:
+            target_c = min(target_c, SLOWDOWN_C + 1.0)  # what it slows down for
+        hot_at_s = math.inf
+        if card.load and not card.slowed and target_c > SLOWDOWN_C:
+            hot_at_s = now_s + TAU_C_S * math.log((target_c - card.temperature_c) / (target_c - SLOWDOWN_C))
+        return card._replace(target_w=target_w, target_c=target_c, hot_at_s=hot_at_s)
+
     def _settle(self) -> float:
-        """Let happen what is due: limits that fall back, the end of a dead process's load. Gives the moment of the look."""
+        """Let happen what is due: limits that fall back, heat, lost counters, the end of a dead process's load.
+
+        Gives the moment of the look.
+        """
         now_s = time.monotonic()
         if self._due(now_s):
             try:
@@ -248,20 +364,15 @@ class HardwareState:
 
     def _due(self, now_s: float) -> bool:
         cards = self._read(self._published()).cards
-        if any(card.fallback_at_s <= now_s for card in cards):
+        if any(card.next_s <= now_s for card in cards):
             return True
         busy = any(card.load or card.memory_b for card in cards)
         return busy and self.owner() == (0, 0)
 
     def _settle_locked(self, now_s: float) -> None:
         piece = self._read(self._published())
-        for moment_s in sorted({card.fallback_at_s for card in piece.cards if card.fallback_at_s <= now_s}):
-
-            def fall_back(_: int, card: CardPiece, moment_s: float = moment_s) -> CardPiece:
-                due = card.fallback_at_s <= moment_s
-                return card._replace(limit_w=card.fallback_w, fallback_at_s=math.inf) if due else card
-
-            piece = self._moved(piece, max(moment_s, piece.begin_s), fall_back)
+        while (moment_s := min(card.next_s for card in piece.cards)) <= now_s:
+            piece = self._moved(piece, max(moment_s, piece.begin_s), _happening(moment_s))
             self._publish(piece)
         if any(card.load or card.memory_b for card in piece.cards) and self.owner() == (0, 0):
             self._publish(self._moved(piece, now_s, lambda _, card: card._replace(load=0.0, memory_b=0.0)))
@@ -284,3 +395,18 @@ class HardwareState:
                 yield
             finally:
                 os.close(handle)
+
+
+def _happening(moment_s: float) -> Callable[[int, CardPiece], CardPiece]:
+    """What happens on a card by itself at a moment."""
+
+    def happen(_: int, card: CardPiece) -> CardPiece:
+        if card.fallback_at_s <= moment_s:
+            card = card._replace(limit_w=card.fallback_w, fallback_at_s=math.inf)
+        if card.hot_at_s <= moment_s:
+            card = card._replace(slowed=1.0, temperature_c=max(card.temperature_c, SLOWDOWN_C))
+        if card.reset_at_s <= moment_s:
+            card = card._replace(lost_j=card.energy_j, reset_at_s=math.inf)
+        return card
+
+    return happen

@@ -118,7 +118,7 @@ def _properties(unit: Unit) -> dict[str, str]:
     config, state, clock = unit.config, unit.state(), RigClock(unit.config.directory)
     return {
         "Type": "simple",
-        "Restart": "no",
+        "Restart": unit.restart,
         "PIDFile": "",
         "TimeoutStartUSec": "30min",
         "TimeoutStopUSec": f"{STOP_TIMEOUT_S // 60:.0f}min {STOP_TIMEOUT_S % 60:.0f}s",

@@ -19,6 +19,9 @@ from pytest_sglang.simulator.config import UNIT, Config, write_json
 from pytest_sglang.simulator.state import HardwareState
 
 NAME = "unit.json"
+OLD = "old.json"
+FLAPS, RESTART_S = 4, 0.2
+"""Under the fault unit-flaps: starts until systemd gives up, and its RestartSec."""
 STOP_TIMEOUT_S = 90.0
 """TimeoutStopUSec of the unit, wall seconds."""
 _PACKAGE_PARENT = Path(__file__).parents[2]
@@ -102,6 +105,11 @@ class Unit:
             "HOME": str(self.config.home),
         }
 
+    @property
+    def restart(self) -> str:
+        """``Restart=`` of the unit."""
+        return "on-failure" if "unit-flaps" in self.config.faults else "no"
+
     def write_file(self) -> None:
         """The unit file, for people and for ``systemctl cat``."""
         environment = "\n".join(f'Environment="{name}={value}"' for name, value in self.environment().items())
@@ -117,7 +125,7 @@ WorkingDirectory={self.config.home}
 ExecStart={" ".join(self.argv())}
 TimeoutStartSec=1800
 TimeoutStopSec={STOP_TIMEOUT_S:.0f}
-Restart=no
+Restart={self.restart}
 StandardOutput=append:{self.config.log}
 StandardError=append:{self.config.log}
 
@@ -168,6 +176,10 @@ WantedBy=multi-user.target
             os.close(writing)
             _, wait_status = os.waitpid(pid, 0)
             self._ended(running, wait_status)
+            while self._starts_again(running):
+                pid, running = self._launch(self.state(), restarts=running.restarts + 1)
+                _, wait_status = os.waitpid(pid, 0)
+                self._ended(running, wait_status)
             status = 0
         except BaseException as error:
             try:
@@ -186,17 +198,39 @@ WantedBy=multi-user.target
         os.set_inheritable(keep, False)
         os.chdir("/")
 
-    def _launch(self, state: UnitState) -> tuple[int, UnitState]:
+    def _starts_again(self, running: UnitState) -> bool:
+        """Whether Restart=on-failure starts it once more: it waits RestartSec, and StartLimitBurst ends it."""
+        if not self.config.acts("unit-flaps", running.starts) or self.state().result == "success" or self.state().stopping:
+            return False
+        if running.restarts + 1 >= FLAPS:
+            self._save(replace(self.state(), result="start-limit-hit", restarts=running.restarts))
+            return False
+        self._save(replace(self.state(), active="activating", sub="auto-restart", restarts=running.restarts))
+        time.sleep(RESTART_S)
+        return True
+
+    def _old_server(self) -> None:
+        """Under the fault impostor: a server from before that nobody ended, with the same flags."""
+        argv = self.argv()
+        pid = os.fork()
+        if pid == 0:
+            os.setsid()
+            os.execve(argv[0], [*argv, "--old"], self._environment())
+        write_json(self.config.directory / OLD, {"pid": pid, "ticks": procs.start_ticks(pid)})
+
+    def _environment(self, start: int | None = None) -> dict[str, str]:
+        kept = {name: os.environ[name] for name in ("PATH", "LANG", "LC_ALL", "TZ", "SGLANG_LOG_MS") if name in os.environ}
+        return kept | self.environment(start) | {"PYTHONPATH": str(_PACKAGE_PARENT), "PYTHONDONTWRITEBYTECODE": "1"}
+
+    def _launch(self, state: UnitState, restarts: int = 0) -> tuple[int, UnitState]:
         config = self.config
+        if config.acts("impostor", state.starts + 1):
+            self._old_server()
         clock = RigClock(config.directory)
         config.log.parent.mkdir(parents=True, exist_ok=True)
         log = os.open(config.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        kept = {name: os.environ[name] for name in ("PATH", "LANG", "LC_ALL", "TZ") if name in os.environ}
         furnish.installed(config, state.starts + 1)
-        environment = (
-            kept | self.environment(state.starts + 1) | {"PYTHONPATH": str(_PACKAGE_PARENT), "PYTHONDONTWRITEBYTECODE": "1"}
-        )
-        argv = self.argv(state.starts + 1)
+        environment, argv = self._environment(state.starts + 1), self.argv(state.starts + 1)
         started_us = round(clock.to_monotonic(clock.time()) * 1e6)
         pid = os.fork()
         if pid == 0:
@@ -216,6 +250,7 @@ WantedBy=multi-user.target
             watcher_ticks=procs.start_ticks(own),
             started_us=started_us,
             starts=state.starts + 1,
+            restarts=restarts,
         )
         self._save(running)
         HardwareState(config.directory, config.hardware).set_owner(pid)
@@ -252,6 +287,11 @@ WantedBy=multi-user.target
         """SIGTERM, wait, SIGKILL after the unit's time-out; returns when the process is gone and its end is written."""
         with self._locked():
             state = self.state()
+            if state.sub == "auto-restart":
+                procs.end(state.watcher_pid, state.watcher_ticks)
+                state = self.state()
+                if not state.lives():
+                    self._save(replace(state, active="inactive", sub="dead", result="success", main_pid=0, main_ticks=0))
             if not state.lives():
                 # a unit that failed stays failed, as systemd keeps it
                 return
@@ -278,5 +318,11 @@ WantedBy=multi-user.target
             raw = UnitState(**json.loads(self._path.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
             return
-        procs.end(raw.main_pid, raw.main_ticks)
+        # the watcher first: it would start the server again
         procs.end(raw.watcher_pid, raw.watcher_ticks)
+        procs.end(raw.main_pid, raw.main_ticks)
+        try:
+            old = json.loads((self.config.directory / OLD).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return
+        procs.end(old["pid"], old["ticks"])

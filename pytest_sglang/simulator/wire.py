@@ -199,7 +199,7 @@ def _piece(asked: Asked, content: dict[str, Any], *, last: bool) -> dict[str, An
 
 
 def _usage(request: Request) -> dict[str, Any]:
-    prompt, made = len(request.prompt), len(request.output)
+    prompt, made = len(request.prompt), request.told
     return {
         "prompt_tokens": prompt,
         "total_tokens": prompt + made,
@@ -220,7 +220,7 @@ def _meta(request: Request, *, final: bool) -> dict[str, Any]:
         "prefill_waiting_latency": None,
         "prefill_launch_latency": None,
         "reasoning_tokens": 0,
-        "completion_tokens": len(request.output),
+        "completion_tokens": request.told,
         "cached_tokens": request.cached,
         "cached_tokens_details": {"device": request.cached, "host": 0} if request.cached else None,
         "dp_rank": None,

@@ -13,6 +13,7 @@ def add(tools: shared.SubCommands) -> None:
     parser.add_argument(
         "--timeout", metavar="TIME", default=None, help="give up after this time, e.g. '40 min' (default: twice the cold budget)"
     )
+    parser.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors: the exit code tells")
     shared.rig_options(parser)
 
 
@@ -22,4 +23,4 @@ def run(arguments: argparse.Namespace) -> int:
     from pytest_sglang.session import wait
 
     limit = None if arguments.timeout is None else units.parse(arguments.timeout, "s")
-    return wait.run(shared.run_options(arguments), limit_s=limit, as_json=arguments.json)
+    return wait.run(shared.run_options(arguments), limit_s=limit, as_json=arguments.json, quiet=arguments.quiet)

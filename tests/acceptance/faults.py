@@ -1,4 +1,5 @@
-"""Fault x check, compared exactly. A verdict is "pass", "fail", or the id of the check because of which it is inconclusive."""
+"""Fault x check, compared exactly. A verdict is "pass", "fail", the id of the check because of which it is inconclusive, or
+"inconclusive" where the reason is the check's own."""
 
 from __future__ import annotations
 
@@ -8,10 +9,16 @@ CHECKS = (
     "nvlink",
     "server-identity",
     "ready",
+    "placement",
     "findings",
     "decode-throughput",
+    "energy-per-token",
+    "throttling",
+    "links-under-load",
     "warm-restart",
     "cold-start",
+    "gpu-health",
+    "kernel-log",
 )
 
 
@@ -22,13 +29,76 @@ def row(**different: str) -> dict[str, str]:
     return {check: named.get(check, "pass") for check in CHECKS if named.get(check) != ""}
 
 
+_NO_LEVEL = row(
+    power_limit="fail",
+    decode_throughput="power-limit",
+    energy_per_token="power-limit",
+    throttling="power-limit",
+    warm_restart="power-limit",
+    cold_start="power-limit",
+)
+"""A card is not at the promised level: then no rate, no energy and no start says anything about it."""
+
 HARDWARE: dict[str, dict[str, str]] = {
     "slow-decode": row(decode_throughput="fail"),
-    "power-limit-lost": row(
-        power_limit="fail", decode_throughput="power-limit", warm_restart="power-limit", cold_start="power-limit"
-    ),
+    "power-limit-lost": _NO_LEVEL,
+    "power-limit-clamped": _NO_LEVEL,
+    "persistence-off": _NO_LEVEL,
+    "thermal-slowdown": row(decode_throughput="fail", throttling="fail"),
+    # a braked card makes its partners wait at full power
+    "power-brake": row(decode_throughput="fail", energy_per_token="fail", throttling="fail"),
+    "energy-counter-reset": row(energy_per_token="inconclusive"),
+    "energy-counter-missing": row(),
+    "energy-unreadable": row(energy_per_token="inconclusive"),
     "nvlink-dead": row(nvlink="fail", decode_throughput="fail"),
+    "nvlink-partial": row(nvlink="fail"),
+    "nvlink-crossed": row(nvlink="fail"),
+    "nvlink-errors": row(links_under_load="fail"),
+    "server-misplaced": row(placement="fail", decode_throughput="fail", energy_per_token="placement", throttling="placement"),
+    "pcie-x4": row(
+        gpu_identity="fail",
+        power_limit="gpu-identity",
+        nvlink="gpu-identity",
+        placement="gpu-identity",
+        decode_throughput="power-limit",
+        energy_per_token="power-limit",
+        throttling="power-limit",
+        links_under_load="fail",
+        warm_restart="gpu-identity",
+        cold_start="gpu-identity",
+    ),
+    "pcie-gen1": row(links_under_load="fail"),
+    "pcie-replays": row(links_under_load="fail"),
+    "ecc-errors": row(gpu_health="fail"),
+    "row-remap-pending": row(gpu_health="fail"),
+    "xid-79": row(
+        decode_throughput="fail",
+        energy_per_token="decode-throughput",
+        throttling="decode-throughput",
+        links_under_load="decode-throughput",
+        warm_restart="decode-throughput",
+        cold_start="decode-throughput",
+        gpu_health="fail",
+        kernel_log="fail",
+    ),
+    "foreign-process": row(placement="fail", energy_per_token="placement", throttling="placement"),
+    "not-supported": row(
+        gpu_identity="inconclusive",
+        power_limit="gpu-identity",
+        nvlink="gpu-identity",
+        placement="gpu-identity",
+        decode_throughput="power-limit",
+        energy_per_token="power-limit",
+        throttling="power-limit",
+        links_under_load="inconclusive",
+        warm_restart="gpu-identity",
+        cold_start="gpu-identity",
+    ),
+    "kernel-log-hidden": row(kernel_log="inconclusive"),
 }
+
+REFUSED: dict[str, str] = {"driver-mismatch": "different versions"}
+"""Faults with which nothing can be judged: exit code 4, and what the message must name."""
 
 CACHES: dict[str, dict[str, str]] = {
     "cache-cold": row(warm_restart="fail"),
@@ -85,12 +155,49 @@ SERVER: dict[str, dict[str, str]] = {
     "wrong-model": row(
         server_identity="fail",
         ready="server-identity",
+        placement="server-identity",
         findings="server-identity",
         decode_throughput="server-identity",
+        energy_per_token="server-identity",
+        throttling="server-identity",
+        links_under_load="server-identity",
         warm_restart="server-identity",
         cold_start="server-identity",
     ),
-    "early-stop": row(ready="fail", decode_throughput="ready", warm_restart="ready", cold_start="ready"),
+    "early-stop": row(
+        ready="fail",
+        decode_throughput="ready",
+        energy_per_token="ready",
+        throttling="ready",
+        links_under_load="ready",
+        warm_restart="ready",
+        cold_start="ready",
+    ),
+    "inflated-usage": row(
+        decode_throughput="3 x answers and server counters disagree by 9% (128 and 117 tokens): "
+        "the usage tells of tokens that the server did not count",
+    ),
+    "nan-tokens": row(
+        ready="fail",
+        decode_throughput="ready",
+        energy_per_token="ready",
+        throttling="ready",
+        links_under_load="ready",
+        warm_restart="ready",
+        cold_start="ready",
+    ),
+    "dies-serving": row(decode_throughput="fail", warm_restart="decode-throughput", cold_start="decode-throughput"),
+    "misleading-crash": row(warm_restart="fail", cold_start="warm-restart"),
+    "stopped": row(warm_restart="fail", cold_start="warm-restart"),
+    "hung-engine": row(warm_restart="fail", cold_start="warm-restart"),
+    "port-opens-early": row(warm_restart="fail", cold_start="fail"),
+    "compiles-after-ready": row(warm_restart="fail", cold_start="fail"),
+    "impostor": row(warm_restart="fail", cold_start="warm-restart"),
+    "unit-flaps": row(warm_restart="fail", cold_start="warm-restart"),
+    # these only look like faults
+    "log-silent": row(),
+    "log-rotates": row(),
+    "random-timing": row(),
 }
 
 TABLE: dict[str, dict[str, str]] = {"": row(), **SERVER, **HARDWARE, **CACHES}
@@ -98,7 +205,26 @@ TABLE: dict[str, dict[str, str]] = {"": row(), **SERVER, **HARDWARE, **CACHES}
 CAUSES: dict[str, dict[str, str]] = {
     "slow-decode": {"decode-throughput": "no cause found"},
     "power-limit-lost": {"power-limit": "GPU 2"},
+    "power-limit-clamped": {"power-limit": "GPU 3 enforces 220 W, asked 250 W; requested 250 W"},
+    "persistence-off": {"power-limit": "GPU 1 persistence mode is off"},
+    "thermal-slowdown": {"decode-throughput": "GPU 2 was too hot", "throttling": "GPU 2 sw_thermal_slowdown"},
+    "power-brake": {"decode-throughput": "GPU 1 was held by an outside power brake", "throttling": "GPU 1 hw_power_brake_slowdown"},
+    "energy-counter-reset": {"energy-per-token": "GPU 0: counter reset"},
+    "energy-unreadable": {"energy-per-token": "GPU 2: not supported"},
     "nvlink-dead": {"nvlink": "2-3", "decode-throughput": "NVLink"},
+    "nvlink-partial": {"nvlink": "only 3 of 4"},
+    "nvlink-crossed": {"nvlink": "GPU 0 is linked to GPU 2"},
+    "nvlink-errors": {"links-under-load": "GPU 0 link 1"},
+    "server-misplaced": {"placement": "CUDA_VISIBLE_DEVICES=0,1,2,3", "decode-throughput": "GPUs 0, 1, 2, 4"},
+    "pcie-x4": {"gpu-identity": "GPU 1 PCIe x4", "links-under-load": "GPU 1 PCIe x4 under load"},
+    "pcie-gen1": {"links-under-load": "GPU 1 PCIe gen 1 under load"},
+    "pcie-replays": {"links-under-load": "PCIe replays"},
+    "ecc-errors": {"gpu-health": "GPU 1"},
+    "row-remap-pending": {"gpu-health": "waits for its remap"},
+    "xid-79": {"decode-throughput": "Xid 79", "gpu-health": "GPU 2", "kernel-log": "fallen off the bus"},
+    "foreign-process": {"placement": "ollama"},
+    "not-supported": {"gpu-identity": "Not Supported", "links-under-load": "not readable"},
+    "kernel-log-hidden": {"kernel-log": "usermod -aG systemd-journal"},
     "cache-cold": {"warm-restart": "new kernel"},
     "cache-upgraded": {"warm-restart": "triton 3.6.0 -> 3.7.0"},
     "cache-flags-changed": {"warm-restart": "--torch-compile-max-bs 4 -> 8"},
@@ -115,17 +241,38 @@ CAUSES: dict[str, dict[str, str]] = {
     "dies-loading": {"warm-restart": "OutOfMemoryError"},
     "wrong-model": {"server-identity": "model"},
     "early-stop": {"ready": "13"},
+    "nan-tokens": {"ready": "NaN happened"},
+    "dies-serving": {"decode-throughput": "Subprocess scheduler_TP1 (pid=4711) crashed with exit code -9"},
+    "misleading-crash": {"warm-restart": "ValueError: Head size 96 is not supported"},
+    "stopped": {"warm-restart": "stopped by somebody (SIGSTOP)"},
+    "hung-engine": {"warm-restart": "the port is open, but /health answers 503"},
+    "port-opens-early": {"warm-restart": "phase warmup took 2", "cold-start": "phase warmup took 2"},
+    "compiles-after-ready": {
+        "warm-restart": "the first 2 requests ran at",
+        "cold-start": "the first 2 requests ran at",
+    },
+    "impostor": {"warm-restart": "which the start did not bring"},
+    "unit-flaps": {"warm-restart": "restarted it by itself"},
 }
-"""What the failing check's message or cause must name."""
+"""What the message or cause of the check that notices it must name."""
 
 
 def verdicts(run: dict[str, object]) -> dict[str, str]:
     """A run.json in the terms of the table."""
     checks = run["checks"]
     assert isinstance(checks, list)
-    return {
-        check["id"]: check["inconclusive_because"] if check["verdict"] == "inconclusive" else check["verdict"] for check in checks
-    }
+    return {check["id"]: _because(check) if check["verdict"] == "inconclusive" else check["verdict"] for check in checks}
+
+
+def _because(check: dict[str, str]) -> str:
+    named = check["inconclusive_because"]
+    return named if named in CHECKS else "inconclusive"
+
+
+def exit_code(fault: str) -> int:
+    """What the run exits with."""
+    verdicts_of = set(TABLE[fault].values())
+    return 1 if "fail" in verdicts_of else 0 if verdicts_of == {"pass"} else 6
 
 
 def finding_kinds(run: dict[str, object]) -> set[str]:

@@ -137,6 +137,43 @@ def test_killed_in_a_measurement_the_power_level_comes_back(rig: SimulatedRig, t
     assert len([check for check in record["checks"] if check["verdict"] == "pass"]) >= 3
 
 
+def kill_in_a_sweep(rig: SimulatedRig, folder: Path) -> subprocess.Popen[str]:
+    """A sweep of two levels, found while every card is at the second one."""
+    run = start_run(rig, folder, "--power=250,390", "-k", "gpu_identity or power_limit")
+    wait_for(lambda: requested_limits(rig) == [390] * 6, 60, run, folder)
+    return run
+
+
+def test_killed_in_a_sweep_the_limits_of_before_the_first_level_come_back(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        for each in [pool.submit(test, tmp_path / test.__name__) for test in (guard_puts_back, next_start_puts_back)]:
+            each.result()
+
+
+def guard_puts_back(folder: Path) -> None:
+    folder.mkdir()
+    with owned(folder) as rig:
+        kill_and_wait(kill_in_a_sweep(rig, folder), folder, rig)
+        assert requested_limits(rig) == [300] * 6
+
+
+def next_start_puts_back(folder: Path) -> None:
+    """The guard dies with its run, as in a power cut of their container."""
+    folder.mkdir()
+    with owned(folder) as rig:
+        run = kill_in_a_sweep(rig, folder)
+        for each in of_the_run(folder, rig):
+            each.kill()
+        run.wait()
+        assert requested_limits(rig) == [390] * 6
+        assert journals(folder)
+        again = start_run(rig, folder, "-k", "gpu_identity")
+        assert again.wait(60) == 0, (folder / "out.txt").read_text()[-3000:]
+        assert requested_limits(rig) == [300] * 6
+        assert "rig as left: limits 300 W x 6" in (folder / "out.txt").read_text()
+        assert journals(folder) == []
+
+
 @pytest.mark.parametrize("moment", ["stopping", "starting"])
 def test_killed_in_a_restart_the_owners_server_serves_again(rig: SimulatedRig, tmp_path: Path, moment: str) -> None:
     before = rig.state()["main_pid"]

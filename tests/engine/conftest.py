@@ -27,8 +27,8 @@ def servers(engine: Path) -> Engine:
     return Engine(engine)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def plain_server(servers: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server without torch.compile, ready after about 20 s."""
+    """A server without torch.compile, ready after about 20 s; one for all tests that leave it as it is."""
     with servers.serving(tmp_path_factory.mktemp("plain")) as server:
         yield server

@@ -46,9 +46,15 @@ def test_foreign_processes_are_named_and_a_display_server_is_information():
     assert [(each.index, each.pid, each.kind) for each in strangers] == [(1, me, "compute"), (2, 2**22 + 5, "graphics")]
     assert strangers[0].name == Path("/proc/self/comm").read_text().strip()
     assert strangers[1].name == "unknown"
-    told = processes.findings(strangers)
-    assert [each.severity for each in told] == ["warn", "info"]
-    assert f"process {me} ({strangers[0].name}, 1024 MiB) is not the server's" in told[0].detail
+
+
+def test_a_process_of_another_namespace_is_named_by_the_driver():
+    class Naming(FakeNvml):
+        def nvmlSystemGetProcessName(self, pid):  # noqa: N802
+            return b"/usr/local/bin/ollama"
+
+    card = Nvml.open(Naming([card_3090(0)])).cards()[0]
+    assert card.process_name(2**22 + 5) == "ollama"
 
 
 # --- Xid ------------------------------------------------------------------------------------------------------------------------
@@ -99,8 +105,35 @@ def test_findings_of_xids_are_grouped_with_their_meaning():
         ("0000:01:00.0", "warn"),
         ("0000:01:00.0", "warn"),
     ]
-    assert told[0].detail.startswith("Xid 79, 2 times: ")
+    # the driver writes the loss of a card twice, as an Xid and in words
+    assert told[0].detail.startswith("Xid 79: ")
     assert "power supply" in told[0].remedy
+
+
+def test_other_messages_of_the_driver_are_told_with_their_weight():
+    said = """\
+1795470918.1 rig kernel: NVRM: loading NVIDIA UNIX x86_64 Kernel Module  580.159.04
+1795470918.2 rig kernel: NVRM: GPU 0000:41:00.0: RmInitAdapter failed! (0x26:0x65:1477)
+1795470918.3 rig kernel: NVRM: API mismatch: the client has the version 580.159.04, but this kernel module has 575.57.08
+1795470918.4 rig kernel: NVRM: something that nobody knows
+"""
+    found = host.messages_since(0, Log(journal=(0, said)))
+    assert host.xids_since(0, Log(journal=(0, said))) == ()
+    told = host.findings(found, {"0000:41:00.0": "GPU 2"})
+    assert [(each.subject, each.severity) for each in told] == [
+        ("driver", "info"),
+        ("GPU 2", "fail"),
+        ("driver", "fail"),
+        ("driver", "warn"),
+    ]
+    assert "reboot, or reload the module" in told[2].remedy
+
+
+def test_what_the_kernel_says_of_a_card_that_is_not_promised_is_a_warning():
+    found = host.messages_since(0, Log())
+    severities = {each.subject: each.severity for each in host.findings(found, {"0000:01:00.0": "GPU 0"}, only=True)}
+    assert severities["0000:41:00.0"] == "warn"
+    assert {each.subject: each.severity for each in host.findings(found, {})}["0000:41:00.0"] == "fail"
 
 
 def test_an_empty_journal_for_want_of_a_right_is_not_a_clean_log():

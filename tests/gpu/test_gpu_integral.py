@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nvml_fakes import DATA
 
-from pytest_sglang.gpu.integral import Sample, SlowSample, average_w, integrate, nearest, reason_shares, series
+from pytest_sglang.gpu.integral import Sample, SlowSample, average_w, integrate, nearest, reason_shares, series, slow_series
 
 T0 = 1795472734.990
 
@@ -58,6 +58,29 @@ def test_instant_power_agrees_with_the_counter_over_the_recorded_decode(recorded
     assert power.source == "instant power"
     assert power.joules == pytest.approx(counter.joules, rel=0.03)
     assert power.error_j > 0
+
+
+def test_interpolated_edges_are_right_where_whole_steps_read_low(recorded):
+    """The same energy from edges moved into steady power, which is known there: whole steps are half a step of the load too low."""
+
+    def whole(begin, end):
+        return next(s.energy_j for s in reversed(recorded) if s.t_s <= end) - next(
+            s.energy_j for s in reversed(recorded) if s.t_s <= begin
+        )
+
+    begin, end = T0 + 2.27, T0 + 5.27
+    idle_w, load_w = integrate(recorded, T0 + 0.3, T0 + 2.2).mean_w, integrate(recorded, T0 + 4.4, T0 + 6.2).mean_w
+    by_steps, by_edges = [], []
+    for early in range(20):
+        for late in range(30):
+            first, last = T0 + 1.2 + early * 0.05, T0 + 4.6 + late * 0.05
+            steady = idle_w * (begin - first) + load_w * (last - end)
+            by_edges.append((integrate(recorded, first, last).joules - steady) / 3)
+            by_steps.append((whole(first, last) - steady) / 3)
+    edges, steps = sum(by_edges) / len(by_edges), sum(by_steps) / len(by_steps)
+    assert edges == pytest.approx(514.8, abs=1.5)
+    assert edges - steps == pytest.approx(0.05 * (load_w - idle_w) / 3, abs=1.5)
+    assert integrate(recorded, begin, end).mean_w == pytest.approx(edges, abs=2)
 
 
 def test_both_methods_are_exact_at_constant_power():
@@ -207,3 +230,23 @@ def test_series_takes_the_average_where_a_card_has_no_instant_power_and_none_whe
     nothing = [each._replace(average_w=None) for each in plain]
     assert set(series({"a": nothing}, 1000, 1002)[1]["a"]) == {None}
     assert series({"a": plain}, 1002, 1002) == ([], {"a": []})
+
+
+def test_slow_readings_stand_at_the_moments_of_the_chart():
+    samples = slow(4, 4 | 0x20, 1, 0x88)
+    found = slow_series(
+        [*samples, samples[-1]._replace(t_s=1010.0, reasons=None)], [999.0, 1000.1, 1000.6, 1001.1, 1001.6, 1005.0, 1010.0]
+    )
+    assert found["held"] == [
+        "sw_power_cap",
+        "sw_power_cap",
+        "sw_thermal_slowdown",
+        "gpu_idle",
+        "hw_power_brake_slowdown",
+        None,
+        None,
+    ]
+    assert found["c"] == [40, 40, 41, 42, 43, None, 43]
+    assert found["mhz"][0] == 1400
+    assert slow_series([], [1.0]) == {"c": [None], "mhz": [None], "held": [None]}
+    assert slow_series(slow(0), [1000.0])["held"] == [""]

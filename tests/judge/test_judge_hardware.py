@@ -260,19 +260,3 @@ def test_range_and_total():
     )
     with_others = hardware.power_total(390, SIX[:4], SIX, 2000)
     assert "4 x 390 W and 500 W of the other cards is 2060 W" in with_others
-
-
-# --- clocks -----------------------------------------------------------------------------------------------------------
-
-
-def test_power_cap_is_expected_and_heat_is_not():
-    told = hardware.clocks({"a": {"sw_power_cap": 0.99, "gpu_idle": 0.01}, "b": {"sw_power_cap": 0.9, "hw_thermal_slowdown": 0.25}})
-    assert [(each.kind, each.severity, each.subject) for each in told] == [("clocks", "warn", "b")]
-    assert "hw_thermal_slowdown held the clocks for 25 % of the time" in told[0].detail
-    assert hardware.clocks({"a": {"sw_power_cap": 1.0, "hw_power_brake_slowdown": 0.005}}) == ()
-
-
-def test_cap_that_never_bound_is_said_and_unreadable_reasons_too():
-    told = hardware.clocks({"a": {"sw_power_cap": 0.0}, "b": {}}, labels={"a": "GPU 0", "b": "GPU 1"})
-    assert [(each.kind, each.subject) for each in told] == [("cap-not-binding", "GPU 0"), ("clocks", "GPU 1")]
-    assert {each.severity for each in told} == {"info"}

@@ -1,4 +1,4 @@
-"""Judgements on NVLink pairs and on where the server runs."""
+"""Judgements on NVLink pairs, and which cards are joined best."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_three_whole_pairs_pass():
     ("pairs", "kind", "text", "count"),
     [
         ({(0, 1): 4, (4, 5): 4}, "nvlink-missing", "GPU 2-3 no NVLink link is up", 0),
-        ({(0, 1): 4, (2, 3): 3, (4, 5): 4}, "nvlink-partial", "GPU 2-3 3 of 4 NVLink links are up", 3),
+        ({(0, 1): 4, (2, 3): 3, (4, 5): 4}, "nvlink-partial", "GPU 2-3 only 3 of 4 NVLink links are up", 3),
     ],
 )
 def test_dead_and_half_dead_bridges_fail_with_what_to_do(pairs, kind, text, count):
@@ -82,47 +82,6 @@ def test_unreadable_links_are_inconclusive_and_can_be_waived():
     assert (nothing.verdict, nothing.quantity) == ("inconclusive", None)
 
 
-# --- where the server runs -------------------------------------------------------------------------------------------------
-
-
-def test_server_on_its_promised_pairs_passes_and_tells_of_custom_all_reduce():
-    judged = links.placement([3, 2, 1, 0], (0, 1, 2, 3), UP)
-    assert judged.verdict == "pass"
-    assert judged.message == "the server runs on GPUs 0, 1, 2, 3; custom all-reduce is expected to be off"
-    assert "to be on" in links.placement([0, 1], (0, 1), UP).message
-
-
-def test_server_on_other_cards_fails():
-    judged = links.placement([2, 3, 4, 5], (0, 1, 2, 3), UP)
-    assert judged.verdict == "fail"
-    assert judged.findings[0].kind == "placement"
-    assert judged.message == "server runs on GPUs 2, 3, 4, 5, promised 0, 1, 2, 3"
-
-
-def test_tp_2_across_pairs_fails_and_names_the_better_choice():
-    judged = links.placement([1, 2], None, UP, all_gpus=range(6))
-    assert judged.verdict == "fail"
-    assert "GPU 1 is bridged to GPU 0, which does not serve; GPU 2 is bridged to GPU 3, which does not serve" in judged.message
-    assert judged.findings[0].remedy == "choose GPUs 0, 1"
-
-
-def test_no_better_choice_is_said():
-    judged = links.placement([1, 2], None, UP)
-    assert judged.findings[0].remedy == "no better choice of GPUs here"
-
-
-def test_single_card_and_unbridged_cards_have_nothing_to_lie_on():
-    assert links.placement([1], None, UP).verdict == "pass"
-    judged = links.placement([0, 1, 2], None, FoundLinks())
-    assert judged.verdict == "pass"
-
-
-def test_hidden_placement_is_inconclusive_and_can_be_waived():
-    hidden = Unreadable("the driver lists none of the server's processes")
-    assert links.placement(hidden, (0, 1), UP).verdict == "inconclusive"
-    assert links.placement(hidden, (0, 1), UP, unavailable=frozenset({"placement"})).verdict == "pass"
-
-
 @pytest.mark.parametrize(
     ("serving", "pairs", "tp", "expected"),
     [
@@ -144,3 +103,22 @@ def test_partners_and_links_between():
     assert UP.partners(0) == (1,)
     assert UP.between(3, 2) == 4
     assert links.best_gpus(9, UP, [5, 4]) == (4, 5)
+
+
+def test_of_equally_linked_cards_the_nearest_are_best():
+    levels = {(0, 1): 50, (0, 2): 10, (0, 3): 40, (1, 2): 40, (1, 3): 40, (2, 3): 40}
+    assert links.best_gpus(2, FoundLinks(levels=levels), range(4)) == (0, 2)
+    assert links.best_gpus(2, FoundLinks(levels=levels, pairs={(1, 3): 1}), range(4)) == (1, 3)
+    assert links.best_gpus(2, FoundLinks(levels={(0, 2): 50}), range(3)) == (0, 2)
+
+
+@pytest.mark.parametrize("status", ["CNS", "GNS", "TNS", "DR", "NS"])
+def test_links_that_no_program_may_use_fail(status):
+    judged = judge(FoundLinks(pairs=UP.pairs, p2p={(0, 1): "OK", (2, 3): status, (4, 5): "OK"}))
+    assert (judged.verdict, [each.kind for each in judged.findings]) == ("fail", ["nvlink-p2p"])
+    assert f"GPU 2-3 the links are up, but NVLink peer-to-peer is off (status {status}" in judged.message
+
+
+@pytest.mark.parametrize("p2p", [{}, {(2, 3): "U"}, {(2, 3): "OK"}])
+def test_a_peer_status_that_cannot_be_read_is_no_fault(p2p):
+    assert judge(FoundLinks(pairs=UP.pairs, p2p=p2p)).verdict == "pass"

@@ -10,12 +10,16 @@ import json
 import socket
 import ssl
 import struct
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+import pytest
 
 
 @dataclass
@@ -26,7 +30,9 @@ class Script:
     itl_s: float = 0.005
     tokens_an_event: int = 1
     burst: int = 1
-    """Events that leave in one send."""
+    """Events that leave together."""
+    one_send: bool = True
+    """In one send; else each in its own, one right after the other."""
     fewer: int = 0
     finish: str = "length"
     matched: object = None
@@ -42,6 +48,12 @@ class Script:
     headers: str = ""
     keep_alive: bool = True
     content_type: str = "text/event-stream; charset=utf-8"
+    models: tuple[str, ...] = ("m",)
+    key: str | None = None
+    sglang: bool = True
+    """Has /tokenize (a word a token), /v1/loads and /metrics, as SGLang has; else 404."""
+    counted: float = 1.0
+    """How many tokens the server's counter gains for each that an answer tells of."""
 
 
 @dataclass
@@ -54,10 +66,16 @@ class Served:
     received_ns: int
     sends: list[tuple[int, int, int]] = field(default_factory=list)
     connection: int = 0
+    closed_ns: int = 0
 
-    def decode_tok_s(self) -> tuple[float, float]:
-        """Between which two rates the decoding really was, from the first send to the last."""
-        (first, begin, begun), (last, end, ended) = self.sends[0], self.sends[-1]
+    def decode_tok_s(self, came_first: int | None = None, *, with_closing: bool = False) -> tuple[float, float]:
+        """Between which two rates the decoding really was, from the send of so many tokens (the first) to the last.
+
+        ``with_closing``: the last tokens were read with what closed the answer, and have its time.
+        """
+        position = next(index for index, (tokens, _, _) in enumerate(self.sends) if came_first in (None, tokens))
+        (first, begin, begun), (last, end, ended) = self.sends[position], self.sends[-1]
+        ended = self.closed_ns or time.time_ns() if with_closing else ended
         return (last - first) * 1e9 / (ended - begin), (last - first) * 1e9 / (end - begun)
 
 
@@ -70,12 +88,28 @@ class Truth:
     served: list[Served] = field(default_factory=list)
     connections: int = 0
     sockets: list[socket.socket] = field(default_factory=list)
+    generated: float = 0.0
+    asked: list[str] = field(default_factory=list)
+    """Every path that was asked for, in order."""
 
     def drop_connections(self) -> None:
         """Close what is open, as a server does with connections that were idle for long."""
         for each in self.sockets:
             each.shutdown(socket.SHUT_RDWR)
         time.sleep(0.05)
+
+
+def tls_context(folder: Path) -> ssl.SSLContext:
+    """A server's context with a certificate that nobody else trusts; the test is skipped where openssl is missing."""
+    key, certificate = folder / "key.pem", folder / "cert.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1"]
+    try:
+        subprocess.run([*command, "-keyout", str(key), "-out", str(certificate)], check=True, capture_output=True)
+    except FileNotFoundError:
+        pytest.skip("no openssl to make a certificate with")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    return context
 
 
 @contextmanager
@@ -143,7 +177,11 @@ def _one(truth: Truth, sock: socket.socket, reader: Any, number: int, over: thre
         headers[name.lower()] = value.strip()
     if truth.script.reset_after == 0:
         _reset(sock)
-    body = json.loads(reader.read(int(headers["content-length"])))
+    body = json.loads(reader.read(int(headers.get("content-length", "0"))) or b"{}")
+    truth.asked.append(path)
+    if path not in ("/v1/completions", "/v1/chat/completions", "/generate"):
+        sock.sendall(_control(truth, path, headers, body))
+        return True
     served = Served(path, headers, body, time.time_ns(), connection=number)
     truth.served.append(served)
     script = truth.script
@@ -155,11 +193,29 @@ def _one(truth: Truth, sock: socket.socket, reader: Any, number: int, over: thre
             + text
         )
         return script.keep_alive
-    _stream(truth.script, served, sock, over)
+    _stream(truth, served, sock, over)
     return script.keep_alive
 
 
-def _stream(script: Script, served: Served, sock: socket.socket, over: threading.Event) -> None:
+def _control(truth: Truth, path: str, headers: dict[str, str], body: dict[str, Any]) -> bytes:
+    script = truth.script
+    answers: dict[str, Any] = {"/v1/models": {"data": [{"id": each} for each in script.models]} if script.models else None}
+    if script.sglang:
+        words = str(body.get("prompt", "")).split()
+        answers |= {
+            "/tokenize": {"tokens": [len(each) for each in words], "count": len(words)},
+            "/v1/loads": {"loads": [{"num_running_reqs": 0, "num_waiting_reqs": 0}]},
+            "/metrics": f'sglang:generation_tokens_total{{model_name="m"}} {truth.generated}\n',
+        }
+    found = answers.get(path)
+    status, text = ("404 Not Found", "{}") if found is None else ("200 OK", found if isinstance(found, str) else json.dumps(found))
+    if script.key is not None and headers.get("authorization") != f"Bearer {script.key}":
+        status, text = "401 Unauthorized", '{"error":"Unauthorized"}'
+    return f"HTTP/1.1 {status}\r\ncontent-length: {len(text)}\r\n\r\n{text}".encode()
+
+
+def _stream(truth: Truth, served: Served, sock: socket.socket, over: threading.Event) -> None:
+    script = truth.script
     asked = served.body.get("max_tokens") or served.body["sampling_params"]["max_new_tokens"]
     tokens = asked - script.fewer
     events = _events(served.path, script)
@@ -178,7 +234,8 @@ def _stream(script: Script, served: Served, sock: socket.socket, over: threading
                 pieces += events("token", sent)
         data = b"".join(_chunk(each) for each in pieces)
         before = time.time_ns()
-        sock.sendall(data)
+        for part in [data] if script.one_send else [_chunk(each) for each in pieces]:
+            sock.sendall(part)
         served.sends.append((sent, before, time.time_ns()))
         if script.cut_after is not None and sent >= script.cut_after:
             sock.shutdown(socket.SHUT_RDWR)
@@ -194,8 +251,10 @@ def _stream(script: Script, served: Served, sock: socket.socket, over: threading
             raise OSError("hung")
     assert step > 0
     time.sleep(0.002)
+    truth.generated += sent * script.counted
     closing = events("end", sent) + ([b"data: [DONE]\n\n"] if script.done else [])
     sock.sendall(b"".join(_chunk(each) for each in closing) + b"0\r\n\r\n")
+    served.closed_ns = time.time_ns()
 
 
 def _reset(sock: socket.socket) -> None:

@@ -113,6 +113,7 @@ def test_several_tokens_of_one_event_keep_their_count() -> None:
             "no event brought a token",
         ),
         ([{"choices": [], "usage": {"completion_tokens": -3}}, b"[DONE]"], "the server counted -3 tokens"),
+        ([{"choices": [], "usage": {"completion_tokens": 1}}, *WHOLE[1:]], "tokens behind the closing usage"),
         ([b"[DONE]"], "the stream ended without a finish reason"),
         ([], "the stream ended without a finish reason"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from pytest_sglang.load.answer import EXACT, MERGED, TAIL, Answer
@@ -106,3 +107,61 @@ def test_acceptance_length_and_lag_of_a_round() -> None:
     accepted = stream((1, 100), (2, 120), accept_length=2.0)
     assert make_round(1, [accepted, STEADY]).accept_length == 2.0
     assert make_round(1, [STEADY]).accept_length is None
+
+
+def test_every_gap_that_is_no_sample_has_an_upper_bound() -> None:
+    found = stream((1, 100), (2, 140), (3, 140), (4, 160), (5, 180), marks=(EXACT, MERGED, EXACT, EXACT, TAIL))
+    assert found.itl_s == pytest.approx([0.02])
+    assert found.unsure_itl_s == pytest.approx([0.04, 0.04, 0.02])
+    first = stream((1, 100), (2, 100), (3, 120), marks=(MERGED, EXACT, EXACT), sent_ms=20)
+    assert first.unsure_itl_s == pytest.approx([0.08])
+    assert STEADY.unsure_itl_s == []
+
+
+def test_dropping_merged_gaps_biases_what_is_left_and_the_spans_do_not() -> None:
+    # a sender that stalls for a token and then catches up: the first late token is read alone, its followers together
+    times = [(number, 20.0 * number) for number in range(1, 60)]
+    events, marks = [], []
+    for count, at in times:
+        late = at if count % 4 == 1 or count < 4 else 20.0 * (count - count % 4 + 4) if count % 4 else at
+        events.append((count, late))
+        marks.append(MERGED if count % 4 == 3 else EXACT)
+    found = stream(*events, marks=tuple(marks))
+    done = make_round(1, [found])
+    assert done.merged_share > 0.2
+    assert sum(found.itl_s) / len(found.itl_s) > 1.2 * 0.02
+    assert found.tpot_s == pytest.approx(0.02, rel=0.05)
+
+
+def test_merged_share_leaves_the_closing_event_aside() -> None:
+    found = stream((1, 100), (2, 140), (3, 140), (4, 160), marks=(EXACT, MERGED, EXACT, TAIL))
+    assert make_round(1, [found]).merged_share == pytest.approx(1 / 3)
+    assert make_round(1, [STEADY]).merged_share == 0.0
+    assert make_round(1, [stream((1, 100.0), marks=(TAIL,))]).merged_share == 0.0
+
+
+def test_tokens_that_share_an_events_gap_are_counted() -> None:
+    found = stream((1, 100), (3, 140), (4, 160))
+    assert found.shared_tokens == 2
+    assert make_round(1, [found]).shared_tokens == 2
+    assert found.raw(round_index=1, number=0, stamps="kernel")["shared_tokens"] == 2
+
+
+def test_aggregate_of_a_closed_loop_cuts_ramp_up_and_drain_and_keeps_the_pauses_between_requests() -> None:
+    def run(begin: float, on: int) -> Exchange:
+        return msgspec.structs.replace(stream(*[(n, begin + 20.0 * n) for n in range(1, 11)]), stream=on)
+
+    # stream 0 works from 20 to 520 ms with a pause of 120, stream 1 from 70 to 570 likewise
+    exchanges = [run(0, 0), run(50, 1), run(320, 0), run(370, 1)]
+    begin, end = 70.0, 520.0
+    counted = sum(each.tokens_at(end * MS) - each.tokens_at(begin * MS) for each in exchanges)
+    assert aggregate_tok_s(exchanges) == pytest.approx(counted / (end - begin) * 1e3)
+    assert counted == pytest.approx(10 - 3.5 + 10 - 1 + 10 + 7.5, abs=0.01)
+
+
+def test_a_rounds_lag_is_its_worst_requests() -> None:
+    late = msgspec.structs.replace(STEADY, lag_s=0.02, send_lag_s=0.001, stamp_lag_s=0.02, itl_lag_s=0.003, stamps="user")
+    done = make_round(1, [STEADY, late])
+    assert (done.client_lag_s, done.send_lag_s, done.stamp_lag_s, done.itl_lag_s) == (0.02, 0.001, 0.02, 0.003)
+    assert done.stamps == "user"
+    assert make_round(1, [STEADY]).stamps == "kernel"

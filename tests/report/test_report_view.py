@@ -128,8 +128,8 @@ def test_a_row_tells_the_other_numbers_aside():
     assert row.aside == (
         ("end to end", "42.8 tok/s"),
         ("time to first token", "88.4 ms"),
-        ("mean power", "968.2 W"),
-        ("energy per token", "22.6 J/token"),
+        ("mean board power", "968.2 W"),
+        ("board energy per token", "22.6 J/token"),
     )
     assert len(row.numbers) == 11
     odd = view.row(samples.check("x", measured={"own_number": Measurement(1, ""), "other": Measurement(2, "")}))

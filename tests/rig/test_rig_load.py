@@ -130,6 +130,8 @@ streams = 8
 soak = "5 min"
 confidence = "95 %"
 tolerance = 0
+api = "native"
+prompts = "random-ids"
 """
     )
     rig = load(folder / "rig.toml")
@@ -149,6 +151,7 @@ tolerance = 0
     assert rig.gain is not None
     assert (rig.gain.compile_gain_pct, rig.gain.compile_baseline, rig.gain.nvlink_gain_pct) == (15.0, "reports/x", 5.0)
     assert (rig.workload.soak_s, rig.workload.confidence, rig.workload.tolerance) == (300.0, 0.95, 0.0)
+    assert (rig.workload.api, rig.workload.prompts) == ("native", "random-ids")
 
 
 def test_a_row_for_this_level_comes_before_one_for_any(folder: Path) -> None:
@@ -310,7 +313,7 @@ WRONG_STRUCTURE: dict[str, tuple[str, str]] = {
     "unknown key": (
         f'{SERVER}modle = "x"',
         (
-            "server.modle: is no key of [server] (known: url, model, served_name, tp, gpus, torch_compile, api_key_env, log, "
+            "server.modle: is no key of [server] (known: url, model, served_name, tp, gpus, exclusive, torch_compile, api_key_env, log, "
             "systemd, command, env, cwd, container); did you mean 'model'?"
         ),
     ),
@@ -405,6 +408,10 @@ WRONG_STRUCTURE: dict[str, tuple[str, str]] = {
     "max_rounds": (
         "[workload]\nmax_rounds = 4",
         "workload.max_rounds: contradicts the other: rounds = 5, max_rounds = 4 (write rounds <= max_rounds)",
+    ),
+    "ids in a chat": (
+        '[workload]\napi = "chat"\nprompts = "random-ids"',
+        "workload.prompts: random-ids does not fit api = 'chat', which takes no token ids (write api = 'completions')",
     ),
 }
 

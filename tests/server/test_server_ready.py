@@ -14,7 +14,7 @@ import pytest
 
 from pytest_sglang.record.clock import SystemClock
 from pytest_sglang.record.values import Startup
-from pytest_sglang.server import ready
+from pytest_sglang.server import ready, watchdog
 from pytest_sglang.server.command import Command
 from pytest_sglang.server.http import ControlPlane
 from pytest_sglang.server.log import TextLog, split
@@ -45,8 +45,8 @@ class FastClock:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hangs are noticed sooner, so that tests are short."""
-    monkeypatch.setattr(ready, "MIN_SILENCE_WALL_S", 0.5)
-    monkeypatch.setattr(ready, "SLOW_S", 0.3)
+    monkeypatch.setattr(watchdog, "MIN_SILENCE_WALL_S", 0.5)
+    monkeypatch.setattr(watchdog, "LOOK_S", 0.3)
 
 
 def _wait(command: Command, port: int, **more: Any) -> Startup:

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
 from pytest_sglang.judge.sequential import Sequential
@@ -14,6 +15,7 @@ from pytest_sglang.record.run import Check, Run, verdict_of
 from pytest_sglang.record.values import Finding, NewEntries, Round, Startup, Throughput
 from pytest_sglang.rig.model import NvlinkPromise, Rig, ServerPromise, StartPromise, ThroughputRow
 from pytest_sglang.session import checks, judging, starting
+from pytest_sglang.session.errors import NotChecked
 from pytest_sglang.session.recorder import Recorder
 from pytest_sglang.session.scope import CheckScope
 
@@ -56,8 +58,10 @@ def throughput(*rates: float, failed: int = 0, failures: dict[str, int] | None =
     )
 
 
-def scope(rig: Rig, check_id: str = "decode-throughput", power_w: float | None = 250.0) -> CheckScope:
-    deployment: Any = SimpleNamespace(rig=rig, options=SimpleNamespace(strict=False))
+def scope(
+    rig: Rig, check_id: str = "decode-throughput", power_w: float | None = 250.0, levels: tuple[float, ...] = (250.0,)
+) -> CheckScope:
+    deployment: Any = SimpleNamespace(rig=rig, options=SimpleNamespace(strict=False, power_levels_w=levels), last_reasons=None)
     return CheckScope(deployment, checks.STANDARD[check_id], (), power_w)
 
 
@@ -88,6 +92,36 @@ def test_a_level_without_a_row_is_inconclusive_and_says_what_was_measured() -> N
     here.judge_rows(throughput(40.0, 40.0, 40.0))
     assert here.judgements[0].verdict == "inconclusive"
     assert "no promise at 250 W: measured 40.0 tok/s" in here.judgements[0].message
+
+
+def test_in_a_sweep_a_level_without_a_row_is_not_checked_and_says_what_was_measured() -> None:
+    swept = scope(rig(row(power_w=390.0, max_j_per_token=30.0)), levels=(250.0, 390.0))
+    with pytest.raises(NotChecked, match=r"^no promise at 250 W: measured 40\.0 tok/s$"):
+        swept.judge_rows(throughput(40.0, 40.0, 40.0))
+    with pytest.raises(NotChecked, match=r"^no promise at 250 W: measured 19\.5 J/token$"):
+        swept.judge_energy(throughput(40.0, 40.0, 40.0))
+    nothing_promised = scope(rig(row(power_w=300.0)), levels=(250.0, 390.0))
+    nothing_promised.judge_rows(throughput(40.0, 40.0, 40.0))
+    assert nothing_promised.judgements[0].verdict == "inconclusive"
+
+
+def test_too_much_energy_names_watts_and_rate_and_what_held_the_cards() -> None:
+    here = scope(rig(row(max_j_per_token=10.0)))
+    here.deployment.last_reasons = {"GPU 1": {"hw_power_brake_slowdown": 0.9, "hw_slowdown": 0.9, "sw_power_cap": 0.1}}
+    here.judge_energy(throughput(40.0, 40.0, 40.0))
+    assert here.judgements[0].verdict == "fail"
+    assert here.judgements[0].cause == (
+        "GPU 1 was held by an outside power brake for 90 % of the time; 833.3 W of board power (not the wall) at 40.0 tok/s a stream"
+    )
+
+
+def test_an_energy_that_is_missing_says_of_which_round_and_why() -> None:
+    measured = throughput(40.0, 40.0, 40.0)
+    broken = msgspec.structs.replace(measured.rounds[1], joules=None, joules_missing="GPU 0: counter reset: it went backwards")
+    measured = msgspec.structs.replace(measured, rounds=(measured.rounds[0], broken, measured.rounds[2]))
+    judged = judging.energy(measured, row(max_j_per_token=30.0), 250.0)
+    assert judged.verdict == "inconclusive"
+    assert "energy of round 2: GPU 0: counter reset" in judged.message
 
 
 @pytest.mark.parametrize("measured", [throughput(40.0, 40.0, 40.0, failed=1), throughput(40.0)])

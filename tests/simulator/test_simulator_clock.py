@@ -43,7 +43,8 @@ def test_a_fast_stretch_ends_exactly_where_it_was_said_to(tmp_path: Path) -> Non
 def test_every_reader_sees_the_same_time(tmp_path: Path) -> None:
     driver, reader = RigClock.create(tmp_path, 500.0), RigClock(tmp_path)
     driver.fast_until(driver.time() + 50.0)
-    assert reader.time() == pytest.approx(driver.time(), abs=0.5)
+    earlier, read, later = driver.time(), reader.time(), driver.time()
+    assert earlier <= read <= later
     assert reader.rate == 500.0
 
 

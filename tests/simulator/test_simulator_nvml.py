@@ -12,6 +12,7 @@ import pynvml
 import pytest
 
 from pytest_sglang.simulator import hardware
+from pytest_sglang.simulator.ailments import Ailments
 from pytest_sglang.simulator.nvml import SimulatedNvml
 from pytest_sglang.simulator.nvml_names import CLASSES, CONSTANTS, ERRORS
 from pytest_sglang.simulator.state import HardwareState
@@ -22,7 +23,8 @@ UUIDS = [f"GPU-{index}" for index in range(6)]
 def _open(directory: Path, **options: Any) -> SimulatedNvml:
     cards = hardware.load("six-3090")
     HardwareState.create(directory, cards, 250.0, options.get("lost_limit", ()))
-    nvml = SimulatedNvml(directory, cards, UUIDS, **options)
+    ailments = Ailments(directory, cards, options.pop("faults", ()))
+    nvml = SimulatedNvml(directory, cards, UUIDS, ailments=ailments, **options)
     nvml.nvmlInit()
     return nvml
 
@@ -254,7 +256,7 @@ def test_links_lead_to_the_partner(nvml: SimulatedNvml, handle: Any) -> None:
 
 
 def test_links_of_a_dead_bridge_are_inactive_and_tell_no_partner(tmp_path: Path) -> None:
-    nvml = _open(tmp_path, dead_pairs=((2, 3),))
+    nvml = _open(tmp_path, faults=["nvlink-dead"])
     dead = nvml.nvmlDeviceGetHandleByIndex(3)
     assert [nvml.nvmlDeviceGetNvLinkState(dead, link) for link in range(4)] == [0] * 4
     assert nvml.nvmlDeviceGetNvLinkState(nvml.nvmlDeviceGetHandleByIndex(1), 0) == 1

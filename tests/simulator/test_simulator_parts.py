@@ -69,9 +69,10 @@ def test_faults_of_a_start_act_from_the_second_start_on(tmp_path: Path, name: st
 
 def test_faults_show_in_what_the_rig_is(tmp_path: Path) -> None:
     assert _config(tmp_path, "wrong-model").model != _config(tmp_path).model
-    assert _config(tmp_path, "nvlink-dead").dead_pairs == ((2, 3),)
+    assert _config(tmp_path, "nvlink-dead").ailments.links(2) == (False,) * 4
     assert _config(tmp_path, "power-limit-lost").lost_limit == (2,)
-    assert _config(tmp_path).dead_pairs == _config(tmp_path).lost_limit == ()
+    assert _config(tmp_path).lost_limit == ()
+    assert _config(tmp_path).ailments.links(2) == (True,) * 4
 
 
 # --- tokens -------------------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from pytest_sglang.simulator import hardware, state
-from pytest_sglang.simulator.hardware import Hardware
+from pytest_sglang.simulator.hardware import Hardware, Trait
 from pytest_sglang.simulator.state import CardPiece, HardwareState
 
 
@@ -205,12 +205,106 @@ def test_speed_is_linear_between_points_and_flat_beyond(cards: Hardware) -> None
     assert cards.curve.mhz(250) == 975
 
 
-def test_pairs_and_partners(cards: Hardware) -> None:
-    assert cards.serving_pairs() == ((0, 1), (2, 3))
-    assert [cards.partner(index) for index in range(7)] == [1, 0, 3, 2, 5, 4, None]
+def test_cards_meet_where_the_toml_says(cards: Hardware) -> None:
+    assert [cards.meeting(0, other) for other in range(1, 4)] == ["PHB", "NODE", "NODE"]
     assert cards.bus_id(0) == "00000000:01:00.0"
+    pcie = hardware.load("four-3090-pcie")
+    assert [pcie.meeting(0, other) for other in range(1, 4)] == ["PIX", "PXB", "SYS"]
 
 
 def test_unknown_hardware_is_refused_by_name() -> None:
-    with pytest.raises(ValueError, match=r"no simulated hardware 'eight-h100' \(there is .*six-3090"):
-        hardware.load("eight-h100")
+    with pytest.raises(ValueError, match=r"no simulated hardware 'nine-h100' \(there is .*six-3090"):
+        hardware.load("nine-h100")
+
+
+# --- what single cards have of their own -----------------------------------------------------------------------------------
+
+REAL = time.monotonic
+
+
+def _traits(tmp_path: Path, cards: Hardware, **traits: Trait) -> HardwareState:
+    made = HardwareState.create(tmp_path, cards, 250.0, traits={int(name[1:]): trait for name, trait in traits.items()})
+    made.set_owner(os.getpid())
+    return made
+
+
+def _ahead(live: HardwareState, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """``seconds`` more than really have passed for the cards."""
+    monkeypatch.setattr(state.time, "monotonic", lambda: REAL() + seconds)
+
+
+def test_a_clamped_card_takes_any_limit_and_keeps_its_own(tmp_path: Path, cards: Hardware) -> None:
+    live = _traits(tmp_path, cards, c3=Trait(clamp_w=220.0))
+    assert live.limits_w()[2:4] == (250.0, 220.0)
+    live.set_limit(3, 390.0)
+    assert (live.now()[3].requested_w, live.now()[3].limit_w) == (390.0, 220.0)
+    live.set_limit(3, 200.0)
+    assert live.now()[3].limit_w == 200.0
+    assert live.pace() == (200.0, 1.0)
+
+
+def test_a_card_in_hot_air_slows_down_seconds_after_a_load_and_recovers_when_cool(
+    tmp_path: Path, cards: Hardware, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live = _traits(tmp_path, cards, c2=Trait(idle_c=92.0))
+    live.set_load(1.0)
+    assert (live.now()[2].hot, live.pace()[1]) == (False, 1.0)
+    _ahead(live, monkeypatch, 4.0)
+    hot = live.now()[2]
+    assert (hot.hot, hot.capped, live.pace()[1]) == (True, False, hardware.SLOWED)
+    assert live.now()[1].capped
+    assert 93.0 <= hot.temperature_c <= 94.0
+    _ahead(live, monkeypatch, 8.0)
+    assert live.now()[2].power_w < 200.0
+    assert live.now()[2].hot_s == pytest.approx(8.0 - 1.7, abs=0.5)
+    assert live.now()[1].capped_s == pytest.approx(8.0, abs=0.3)
+    live.set_load(0.0)
+    assert (live.now()[2].hot, live.now()[2].share) == (False, 1.0)
+
+
+def test_a_braked_card_is_slow_under_load_only(tmp_path: Path, cards: Hardware) -> None:
+    live = _traits(tmp_path, cards, c1=Trait(brake=0.5))
+    assert not live.now()[1].braked
+    live.set_load(1.0)
+    assert (live.now()[1].braked, live.now()[1].share, live.pace()[1]) == (True, 0.5, 0.5)
+    assert not live.now()[0].braked
+
+
+def test_a_lost_counter_begins_again_and_power_does_not_notice(
+    tmp_path: Path, cards: Hardware, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live = _traits(tmp_path, cards, c0=Trait(reset_after_s=0.7))
+    before = live.now()[0].energy_j
+    live.set_load(1.0)
+    _ahead(live, monkeypatch, 0.6)
+    assert live.now()[0].energy_j >= before
+    _ahead(live, monkeypatch, 3.0)
+    now = live.now()[0]
+    assert 0.0 <= now.energy_j < 700.0
+    assert now.average_w == pytest.approx(now.power_w, rel=0.02)
+    _ahead(live, monkeypatch, 4.0)
+    assert live.now()[0].energy_j > now.energy_j
+
+
+def test_on_the_plateau_the_cap_does_not_bind(live: HardwareState, monkeypatch: pytest.MonkeyPatch) -> None:
+    live.set_owner(os.getpid())
+    for index in range(6):
+        live.set_limit(index, 370.0)
+    live.set_load(1.0)
+    _ahead(live, monkeypatch, 5.0)
+    now = live.now()[0]
+    assert not now.capped
+    assert now.power_w == pytest.approx(345 * 0.985, rel=0.01)
+    live.set_limit(0, 390.0)
+    assert live.now()[0].capped
+
+
+def test_the_averaged_power_reads_low_after_a_load_as_recorded(live: HardwareState, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the recorded H200 the average of the first 2 s of a decode read 28 % below the energy counter."""
+    live.set_owner(os.getpid())
+    begin_j, begin_s = live.now()[0].energy_j, time.monotonic()
+    live.set_load(1.0)
+    averages = [live.now(begin_s + tick / 20)[0].average_w for tick in range(41)]
+    _ahead(live, monkeypatch, 2.1)
+    joules = live.now(begin_s + 2.1)[0].energy_j - begin_j
+    assert 0.65 < (sum(averages) / len(averages)) / (joules / 2.1) < 0.85

@@ -1,0 +1,18 @@
+"""Answers that tell of more tokens than were generated make no rate: the server's own counters contradict them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from faults import TABLE
+from suite import run_suite
+
+
+def test_inflated_usage_is_inconclusive_and_no_pass(tmp_path: Path) -> None:
+    done, run = run_suite(tmp_path, "--power=250", "--sglang-fault=inflated-usage", "-k", "decode")
+    assert done.returncode == 6, done.stdout[-4000:]
+    check = next(each for each in run["checks"] if each["id"] == "decode-throughput")
+    assert check["verdict"] == "inconclusive"
+    assert check["inconclusive_because"] == TABLE["inflated-usage"]["decode-throughput"]
+    assert "client_lag_ms" in check["measured"]
+    assert "SIMULATED" in done.stdout
