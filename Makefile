@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ENGINE := .engine
 
-.PHONY: bench bench-statistics bench-load bench-readiness bench-sampler demo test lint test-engine soak clean help
+.PHONY: bench bench-statistics bench-load bench-cache bench-readiness bench-sampler demo test lint test-engine soak clean help
 .DEFAULT_GOAL := help
 
 help:
@@ -43,27 +43,33 @@ test-engine: $(VENV)/.stamp-dev
 	@bash tests/engine/engine/install.sh $(ENGINE)
 	@SGLANG_ENGINE_REQUIRED=1 $(BIN)/python -m pytest -W error tests/engine
 
-# how evenly the power sampler samples beside many streams, and what it costs
-bench: bench-sampler
-bench-sampler: $(VENV)/.stamp-dev
-	@$(BIN)/python benchmarks/sampler/bench.py
+bench: bench-statistics bench-load bench-cache bench-sampler bench-readiness
 
-soak: $(VENV)/.stamp-dev
-	@$(BIN)/python tests/load/fuzz_streams.py 100000
-	@$(BIN)/python tests/soak.py
-
-bench: bench-statistics bench-load bench-readiness
-
+# the stopping rule over 20,000 simulated runs a case; losses found and invented
 bench-statistics: $(VENV)/.stamp
 	@$(BIN)/python benchmarks/statistics/run.py
+	@$(BIN)/python benchmarks/regression/run.py
 	@$(BIN)/python benchmarks/document.py
 
+# the measuring client beside others (bash benchmarks/load/peers.sh installs them)
 bench-load: $(VENV)/.stamp
 	@$(BIN)/python benchmarks/load/run.py
 	@$(BIN)/python benchmarks/document.py
 
+bench-cache: $(VENV)/.stamp-dev
+	@$(BIN)/python benchmarks/cache/snapshot.py -o benchmarks/results/cache-snapshot.json
+
+# how evenly the power sampler samples beside many streams, and what it costs
+bench-sampler: $(VENV)/.stamp-dev
+	@$(BIN)/python benchmarks/sampler/bench.py
+
+# readiness as it is seen beside the simulator's own moment (10 minutes)
 bench-readiness: $(VENV)/.stamp
 	@$(BIN)/python benchmarks/readiness/run.py --starts 50 --output benchmarks/results/readiness.json
+
+soak: $(VENV)/.stamp-dev
+	@$(BIN)/python tests/load/fuzz_streams.py 100000
+	@$(BIN)/python tests/soak.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -9,7 +9,7 @@ from importlib import import_module
 
 from pytest_sglang.tools import shared
 
-TOOLS = ("init", "doctor", "wait", "measure", "undo", "simulate", "timeline", "report", "compare", "history", "merge")
+TOOLS = ("init", "doctor", "wait", "measure", "undo", "simulate", "cache", "timeline", "report", "compare", "history", "merge")
 """Sub-commands in the order of ``--help``; each is a module of its name in pytest_sglang.tools."""
 
 

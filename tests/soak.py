@@ -20,7 +20,7 @@ AT_ONCE = 3
 """Each run has a rig of its own and mostly waits; more at once would be measured by each other's load."""
 sys.path[:0] = [str(ROOT / "tests" / "acceptance")]
 
-from faults import CAUSES, REFUSED, TABLE, exit_code, verdicts  # noqa: E402
+from faults import CAUSES, REFUSED, TABLE, exit_code, verdicts, wrong_findings  # noqa: E402
 
 
 def run(fault: str, folder: Path) -> tuple[dict[str, str], int, float]:
@@ -56,6 +56,9 @@ def run(fault: str, folder: Path) -> tuple[dict[str, str], int, float]:
         for check, cause in CAUSES.get(fault, {}).items()
         if cause not in said.get(check, "")
     }
+    odd = wrong_findings(fault, record) if records else ""
+    if odd:
+        found["findings"] = f"{found.get('findings')}, {odd}"
     if not found and fault not in REFUSED:
         print(done.stdout[-2000:], done.stderr[-2000:])
     return found, done.returncode, time.monotonic() - began

@@ -24,8 +24,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pytest_sglang.cache.entries import MARKER
-from pytest_sglang.cache.locate import CachePlace
-from pytest_sglang.cache.mounts import in_memory, is_mount_point, mounts, mounts_inside, temporary_root
+from pytest_sglang.cache.locate import HEADERS, CachePlace
+from pytest_sglang.cache.machine import Machine
+from pytest_sglang.cache.mounts import MEMORY, in_memory, is_mount_point, mounts, mounts_inside, temporary_root
 from pytest_sglang.cache.snapshot import roots
 from pytest_sglang.cache.users import users_of
 
@@ -78,7 +79,7 @@ def plan_aside(places: Sequence[CachePlace], *, token: str) -> list[Moved]:
 
     ``token`` names the run in the new names; characters that are awkward in a file name are replaced.
     """
-    token = re.sub(r"[^A-Za-z0-9._-]", "-", token)
+    token, places = re.sub(r"[^A-Za-z0-9._-]", "-", token), _movable(places)
     kinds: dict[Path, list[str]] = {}
     outer = roots(places)
     for place in places:
@@ -88,9 +89,71 @@ def plan_aside(places: Sequence[CachePlace], *, token: str) -> list[Moved]:
     plan = []
     for root in outer:
         children = is_mount_point(root)
-        aside = root / f"{MARKER}aside-{token}" if children else root.with_name(f"{root.name}.aside-{token}")
+        aside = root / f"{MARKER}aside-{token}" if children else root.with_name(f"{root.name}{_ASIDE}{token}")
         plan.append(Moved(root, aside, "+".join(kinds[root]), token, children))
     return plan
+
+
+def standing(places: Sequence[CachePlace]) -> list[Moved]:
+    """Caches that are set aside at this moment, by the names beside (or inside) the places; the oldest first.
+
+    What a killed run or an owner has renamed is found like this without any record of it.
+    """
+    found: dict[Path, Moved] = {}
+    for place in _movable(places):
+        if place.through:
+            continue
+        path = Path(os.path.realpath(place.path))
+        beside, inside = f"{path.name}{_ASIDE}", f"{MARKER}aside-"
+        for folder, begin, children in ((path.parent, beside, False), (path, inside, True)):
+            for name in _names(folder, begin):
+                found.setdefault(folder / name, Moved(path, folder / name, place.kind, name[len(begin) :], children))
+    return sorted(found.values(), key=lambda moved: _changed_ns(moved.aside))
+
+
+_ASIDE = ".aside-"
+
+
+def _names(folder: Path, begin: str) -> list[str]:
+    try:
+        return sorted(name for name in os.listdir(folder) if name.startswith(begin) and (folder / name).is_dir())
+    except OSError:
+        return []
+
+
+def _changed_ns(path: Path) -> int:
+    try:
+        return path.stat().st_ctime_ns
+    except OSError:
+        return 0
+
+
+def swap_back(moved: Moved) -> tuple[str, ...]:
+    """As ``restore``, but what has grown at the original path is kept beside it, not removed: it may be months of service."""
+    # without our mark, what stands there is somebody's; in a mount point, new files stay beside the old ones
+    mark = moved.aside / (moved.marker + _COMPLETE) if moved.children else moved.original / moved.marker
+    with contextlib.suppress(FileNotFoundError):
+        mark.unlink()
+    return restore([moved])
+
+
+def drop(moved: Moved) -> None:
+    """Remove a cache that is set aside for good. Raises AsideError while nothing has been compiled in its place."""
+    if not any(not name.startswith(_NOT_MOVED) for name in _names_in(moved.original)):
+        raise AsideError(f"{moved.original} is empty: nothing has been compiled since, so {moved.aside} is all there is")
+    try:
+        shutil.rmtree(moved.aside)
+    except OSError as error:
+        raise AsideError(f"{moved.aside} cannot be removed: {error.strerror or error}") from error
+    with contextlib.suppress(OSError):
+        (moved.original / moved.marker).unlink()
+
+
+def _names_in(folder: Path) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []
 
 
 def describe(moved: Moved) -> dict[str, Any]:
@@ -119,17 +182,30 @@ def set_aside(places: Sequence[CachePlace], *, token: str) -> list[Moved]:
     return done
 
 
-def refusals(places: Sequence[CachePlace], *, allow_temporary: bool = False, ignore_pids: Collection[int] = ()) -> tuple[str, ...]:
+def _movable(places: Sequence[CachePlace]) -> list[CachePlace]:
+    """Those that a cold start is about: precompiled headers hold no kernels, and lie in the temporary directory whatever is set."""
+    return [place for place in places if place.kind != HEADERS]
+
+
+def refusals(
+    places: Sequence[CachePlace],
+    *,
+    allow_temporary: bool = False,
+    ignore_pids: Collection[int] = (),
+    machine: Machine | None = None,
+) -> tuple[str, ...]:
     """Why the caches must not be set aside, one sentence each with what to do instead; empty where they may.
 
     ``ignore_pids``: the server's own processes, which are stopped before the move (their descendants count with them).
     ``allow_temporary``: nothing that empties a temporary directory can come between (the server is no unit with PrivateTmp).
+    ``machine``: what the caches live on, as the server sees it (default: as we do).
     """
+    places = _movable(places)
     reasons = [_private(place) for place in places if place.through]
-    known = mounts()
+    known = machine.mounts if machine is not None and machine.outer is None else mounts()
     outer = roots(places)
     for path in outer:
-        reasons += [] if allow_temporary else _temporary(path, places)
+        reasons += [] if allow_temporary else _temporary(path, places, machine)
         reasons += _unsafe(path)
         inside = mounts_inside(path, known)
         if inside:
@@ -146,13 +222,24 @@ def _private(place: CachePlace) -> str:
     )
 
 
-def _temporary(path: Path, places: Sequence[CachePlace]) -> list[str]:
-    temporary = temporary_root(path)
-    if temporary is None and not in_memory(path):
+def _temporary(path: Path, places: Sequence[CachePlace], machine: Machine | None) -> list[str]:
+    seen = path if machine is None else machine.seen(path)
+    temporary = temporary_root(seen) if machine is None or machine.outer is None else temporary_root(seen, {})
+    if machine is not None and machine.private_tmp(path):
+        where = f"lies in {temporary or 'a temporary directory'} of the unit's own (PrivateTmp=yes): stopping the unit"
+    elif temporary is not None:
+        where = f"lies in {temporary}: a reboot"
+    elif in_memory(path) if machine is None else _kept_in_memory(path, machine):
+        where = "is kept in memory: a reboot"
+    else:
         return []
     variable = next((place.variable for place in places if place.here == path and place.variable), "the cache variable")
-    where = f"lies in {temporary}" if temporary is not None else "is kept in memory"
-    return [f"{path} {where}: a reboot would take the renamed cache with it (set {variable} to a directory that is kept)"]
+    return [f"{path} {where} would take the renamed cache with it (set {variable} to a directory that is kept)"]
+
+
+def _kept_in_memory(path: Path, machine: Machine) -> bool:
+    mount = machine.mount(path)
+    return mount is not None and mount.type in MEMORY
 
 
 def _unsafe(path: Path) -> list[str]:

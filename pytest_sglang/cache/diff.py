@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+import msgspec
+
 from pytest_sglang.cache.snapshot import Entry, PlaceSnapshot, Snapshot
 from pytest_sglang.record.values import CacheDiff, NewEntries
+
+GRAPHS_SHOWN = 20
+"""Paths of new graphs that are kept of one start; all are counted."""
 
 
 def added(before: Snapshot, after: Snapshot) -> CacheDiff:
@@ -24,7 +29,22 @@ def added(before: Snapshot, after: Snapshot) -> CacheDiff:
         return {key: (entry, was) for key, entry, was in pairs if was is None or _grown(entry, was)}
 
     count = sum(_counts(entry) for place in before.places for entry in place.entries.values())
-    return _told(after.places, fresh, known, tuple(dict.fromkeys(before.unreadable + after.unreadable)), count)
+    told = _told(after.places, fresh, known, tuple(dict.fromkeys(before.unreadable + after.unreadable)), count)
+    hits, hits_told = _hits(before, after)
+    return msgspec.structs.replace(told, hits=hits, hits_told=hits_told)
+
+
+def _hits(before: Snapshot, after: Snapshot) -> tuple[int, int]:
+    """(entries read between the two, entries of which that can be told): kernels by their group file, graphs by themselves."""
+    now = {str(place.place.path): place.entries for place in after.places}
+    hits = told = 0
+    for place in before.places:
+        entries = now.get(str(place.place.path), {})
+        for key, was in place.entries.items():
+            if was.tells and (entry := entries.get(key)) is not None:
+                told += 1
+                hits += entry.read_ns > was.read_ns
+    return hits, told
 
 
 def since(after: Snapshot, epoch_s: float) -> CacheDiff:
@@ -61,7 +81,11 @@ def _told(
     unreadable: tuple[str, ...],
     before_entries: int,
 ) -> CacheDiff:
-    caches = tuple(each for place in places if (each := _new_entries(place, fresh(place), known)) is not None)
+    found = [(place, fresh(place)) for place in places]
+    caches = tuple(each for place, entries in found if (each := _new_entries(place, entries, known)) is not None)
+    graphs = [
+        f"{place.place.path}/{key}" for place, entries in found for key, (entry, _) in entries.items() if entry.what == "graph"
+    ]
     return CacheDiff(
         caches=caches,
         new_kernels=tuple(sorted({name for each in caches for name in each.new_kernels})),
@@ -71,6 +95,12 @@ def _told(
         bytes=sum(each.bytes for each in caches),
         unreadable=unreadable,
         before_entries=before_entries,
+        variants=sum(sum(each.new_variants.values()) for each in caches),
+        new_autotune=sum(each.new_autotune for each in caches),
+        rewritten=tuple(
+            sorted({entry.kernel for _, entries in found for entry, was in entries.values() if entry.kernel and was is not None})
+        ),
+        graph_paths=tuple(graphs[:GRAPHS_SHOWN]),
     )
 
 

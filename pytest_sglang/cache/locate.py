@@ -36,6 +36,9 @@ class Rule(NamedTuple):
     """A template of {home} {tmp} {user} and of the kinds above it in the table."""
 
 
+HEADERS = "headers"
+"""Kind of Inductor's precompiled C++ headers: no kernels, made again in seconds."""
+
 _BASE = Rule("sglang", (("SGLANG_CACHE_DIR", ""),), "{home}/.cache/sglang")
 _TRITON = (("TRITON_CACHE_DIR", ""), ("TRITON_HOME", "/.triton/cache"))
 _INDUCTOR = (("TORCHINDUCTOR_CACHE_DIR", ""),)
@@ -47,6 +50,8 @@ _INSIDE_INDUCTOR = (
     Rule("inductor_triton", (), "{inductor}/triton"),
     Rule("fxgraph", (), "{inductor}/fxgraph"),
     Rule("aotautograd", (), "{inductor}/aotautograd"),
+    # torch 2.11 and 2.13 _inductor/codecache.py: the default directory, whatever TORCHINDUCTOR_CACHE_DIR says
+    Rule(HEADERS, (), "{tmp}/torchinductor_{user}/precompiled_headers"),
 )
 
 LAYOUTS: tuple[tuple[tuple[int, ...], str, tuple[Rule, ...]], ...] = (

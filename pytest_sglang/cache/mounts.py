@@ -9,23 +9,28 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-_MEMORY = frozenset({"tmpfs", "ramfs", "devtmpfs"})
+MEMORY = frozenset({"tmpfs", "ramfs", "devtmpfs"})
 _TEMPORARY = ("/tmp", "/var/tmp", "/dev/shm", "/run")
 
 
 class Mount(NamedTuple):
-    """One mounted file system. Source: proc_pid_mountinfo(5), fields 5, 6 and those behind the dash."""
+    """One mounted file system. Source: proc_pid_mountinfo(5), fields 4, 5, 6 and those behind the dash.
+
+    ``root`` is the directory of the file system that is mounted, ``device`` what the file system is made of.
+    """
 
     point: Path
     type: str
     options: frozenset[str]
+    root: str = "/"
+    device: str = ""
 
 
-def mounts(text: str | None = None) -> tuple[Mount, ...]:
-    """Every mount in our view, in mount order; ``text`` instead of /proc/self/mountinfo. Empty where /proc does not tell."""
+def mounts(text: str | None = None, *, pid: int | str = "self") -> tuple[Mount, ...]:
+    """Every mount in the view of ``pid``, in mount order; ``text`` instead of its mountinfo. Empty where /proc does not tell."""
     if text is None:
         try:
-            text = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape")
+            text = Path(f"/proc/{pid}/mountinfo").read_text(encoding="utf-8", errors="surrogateescape")
         except OSError:
             return ()
     found = []
@@ -34,7 +39,7 @@ def mounts(text: str | None = None) -> tuple[Mount, ...]:
         fields, behind = front.split(" "), back.split(" ")
         if dash and len(fields) >= 6 and len(behind) >= 3:
             options = frozenset((*fields[5].split(","), *behind[2].split(",")))
-            found.append(Mount(Path(_unescaped(fields[4])), behind[0], options))
+            found.append(Mount(Path(_unescaped(fields[4])), behind[0], options, _unescaped(fields[3]), _unescaped(behind[1])))
     return tuple(found)
 
 
@@ -68,7 +73,7 @@ def mounts_inside(path: Path, known: Iterable[Mount] | None = None) -> tuple[Pat
 def in_memory(path: Path, known: Iterable[Mount] | None = None) -> bool:
     """Whether ``path`` lies on a file system that a reboot empties."""
     mount = mount_of(path, known)
-    return mount is not None and mount.type in _MEMORY
+    return mount is not None and mount.type in MEMORY
 
 
 def temporary_root(path: Path, environ: Mapping[str, str] | None = None) -> Path | None:

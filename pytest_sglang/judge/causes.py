@@ -158,19 +158,25 @@ def recompiled(startup: Startup, changed: Sequence[str] = ()) -> str | None:
     """What a start compiled and the likely reason; ``changed``: what differs from the last good start ("triton 3.5 -> 3.6")."""
     diff, tuned = startup.cache_diff, startup.autotune_runs
     kernels = len(diff.new_kernels) if diff is not None else 0
-    parts = []
-    if kernels:
-        parts.append(f"{kernels} new kernel{'s' if kernels > 1 else ''}")
+    parts = [_counted(kernels, "new kernel")] if kernels else []
     if tuned:
-        parts.append(f"{tuned} autotuning run{'s' if tuned > 1 else ''}")
+        parts.append(_counted(tuned, "autotuning run"))
     if diff is not None and diff.new_graphs and not kernels:
-        parts.append(f"{diff.new_graphs} new graph{'s' if diff.new_graphs > 1 else ''}")
+        parts.append(_counted(diff.new_graphs, "new graph"))
+    if diff is not None and diff.rewritten:
+        parts.append(_counted(len(diff.rewritten), "known kernel") + " compiled again")
     if not parts:
         return None
-    if diff is not None and diff.before_entries == 0:
+    if startup.compiled_because is not None:
+        parts.append(startup.compiled_because)
+    elif diff is not None and diff.before_entries == 0:
         parts.append("caches were empty")
     elif changed:
         parts.append(f"since the last good start: {', '.join(changed)}")
     elif diff is not None and kernels:
         parts.append(f"caches held {diff.before_entries} entries (other versions, other arguments, or a moved cache)")
     return ", ".join(parts)
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"

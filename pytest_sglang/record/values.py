@@ -74,6 +74,16 @@ class CacheDiff(Value, frozen=True, kw_only=True):
     unreadable: tuple[str, ...] = ()
     """Caches that should be there and could not be read: then nothing can be claimed about new entries."""
     before_entries: int = 0
+    variants: int = 0
+    """New entries of known names."""
+    rewritten: tuple[str, ...] = ()
+    """Kernel names whose entries were there and were compiled again in place: the cache was not used, or not whole."""
+    new_autotune: int = 0
+    hits: int = 0
+    """Entries that were there before and have been read since, of those ``hits_told`` whose file system keeps the time of a reading."""
+    hits_told: int = 0
+    graph_paths: tuple[str, ...] = ()
+    """New graph entries, the first few."""
 
 
 class Startup(Value, frozen=True, kw_only=True):
@@ -97,6 +107,10 @@ class Startup(Value, frozen=True, kw_only=True):
     autotune_runs: int | None = None
     capture_s: float | None = None
     cache_diff: CacheDiff | None = None
+    after_ready: CacheDiff | None = None
+    """What of ``cache_diff`` appeared after the server was ready, at its first requests; None = not looked at."""
+    compiled_because: str | None = None
+    """Why a start compiled what should have been there, as far as that can be told."""
     findings: tuple[Finding, ...] = ()
     observed: bool = False
     """True: this run waited for the start itself; False: read from log and unit afterwards."""

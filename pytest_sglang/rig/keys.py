@@ -79,6 +79,7 @@ TABLES: dict[str, Table] = {
                 first_request_ratio=leaves.number(3.0, 1.0),
                 max_autotune_runs=leaves.whole(0, low=0),
                 max_new_kernels=leaves.whole(0, low=0),
+                max_new_graphs=leaves.whole(0, low=0),
                 max_new_variants=leaves.whole(0, low=0),
                 warm_capture_share=leaves.number(0.3, 0.001, 1.0, percent=True),
             ),

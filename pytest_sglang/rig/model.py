@@ -67,6 +67,7 @@ class StartPromise(Value, frozen=True, kw_only=True):
     first_request_ratio: float | None = None
     max_autotune_runs: int | None = None
     max_new_kernels: int | None = None
+    max_new_graphs: int | None = None
     max_new_variants: int | None = None
     warm_capture_share: float | None = None
 

@@ -83,12 +83,17 @@ def packages_of(pid: int) -> dict[str, str]:
 
     Empty where the process belongs to somebody else or maps none of them.
     """
-    found: dict[str, str] = {}
+    return {name: version for name, (version, _) in installed(pid).items()}
+
+
+def installed(pid: int) -> dict[str, tuple[str, float]]:
+    """As ``packages_of``, with the time at which each was installed (epoch seconds)."""
+    found: dict[str, tuple[str, float]] = {}
     for site in _sites(pid):
         for path in site.glob("*.dist-info"):
             name, _, version = path.name.removesuffix(".dist-info").partition("-")
             if name.lower() in DISTRIBUTIONS:
-                found.setdefault(name.lower(), version)
+                found.setdefault(name.lower(), (version, path.stat().st_mtime))
     return found
 
 
@@ -98,7 +103,8 @@ def _sites(pid: int) -> list[Path]:
     except OSError:
         return []
     sites = re.findall(r"(/\S+?/(?:site|dist)-packages)/", maps)
-    return [Path(site) for site in dict.fromkeys(sites)]
+    # a container's paths are those of its own root
+    return [path for site in dict.fromkeys(sites) for path in (Path(f"/proc/{pid}/root{site}"), Path(site)) if path.is_dir()][:8]
 
 
 def own_environment(deployment: Deployment) -> list[Finding]:

@@ -235,7 +235,7 @@ def _gpus(simulation: Simulation | None, pid: int | None) -> tuple[tuple[int, ..
 
 def _caches(controller: Any, version: str | None, pid: int | None) -> tuple[FoundCache, ...]:
     from pytest_sglang.cache import snapshot, survive
-    from pytest_sglang.session.kernels import places_of
+    from pytest_sglang.session.cacheview import places_of
 
     environment = dict(controller.environment())
     places = places_of(environment, version, pid)

@@ -2,75 +2,47 @@
 
 from __future__ import annotations
 
-import os
-import pwd
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_sglang.cache import aside, diff, locate, snapshot, survive
-from pytest_sglang.record.values import CacheDiff, Finding
+from pytest_sglang.cache import aside
+from pytest_sglang.record.values import Finding
+from pytest_sglang.session import past
+from pytest_sglang.session.cacheview import CacheView, Source
 from pytest_sglang.session.errors import Inconclusive, NotChecked
 
 if TYPE_CHECKING:
     from pytest_sglang.cache.aside import Moved
-    from pytest_sglang.cache.locate import CachePlace
-    from pytest_sglang.cache.snapshot import Snapshot
     from pytest_sglang.session.deployment import Deployment
     from pytest_sglang.session.journal import Entry
+    from pytest_sglang.session.past import Basis
 
 
-class TritonCache:
+class TritonCache(CacheView):
     """The compile caches of a deployment's server."""
 
     def __init__(self, deployment: Deployment) -> None:
+        super().__init__(
+            Source(
+                controller=lambda: deployment.controller,
+                version=lambda: deployment.server.info.get("version"),
+                cards=lambda: deployment.hardware.serving if deployment.hardware is not None else (),
+                start=deployment.rig.start,
+                simulation=deployment.simulation,
+            )
+        )
         self._deployment = deployment
-        self._places: tuple[CachePlace, ...] | None = None
         self.aside: list[tuple[Entry, Moved]] = []
         """Caches that are renamed at this moment."""
         self._keep = False
+        self.last_basis: Basis | None = None
+        """What the server that was stopped last ran on."""
 
-    @property
-    def places(self) -> tuple[CachePlace, ...]:
-        """Where the caches are, by the server's environment and its version's defaults; ``~/.triton/cache`` alone would be wrong."""
-        if self._places is None:
-            self._places = self._locate()
-        return self._places
-
-    def _locate(self) -> tuple[CachePlace, ...]:
-        controller = self._deployment.controller
-        state = controller.state()
-        version = self._deployment.server.info.get("version") if state.active else None
-        return places_of(dict(controller.environment()), version, state.pid)
-
-    def snapshot(self) -> Snapshot:
-        """Every entry of every cache, by kernel name; a place that cannot be read is kept with its reason."""
-        return snapshot.take(self.places)
-
-    def added_since(self, before: Snapshot) -> CacheDiff:
-        """New kernel names, new variants of known ones, new graphs since ``before``."""
-        return diff.added(before, self.snapshot())
-
-    def added_after(self, epoch_s: float) -> CacheDiff:
-        """What was written at ``epoch_s`` or later: for a start that nobody watched."""
-        return diff.since(self.snapshot(), epoch_s)
-
-    def places_unasked(self) -> tuple[CachePlace, ...]:
-        """Where the caches are, without a question to the server: while it starts, /server_info hangs."""
-        if self._places is not None:
-            return self._places
-        controller = self._deployment.controller
-        return places_of(dict(controller.environment()), None, controller.state().pid)
-
-    def findings(self) -> tuple[Finding, ...]:
-        """Will the caches survive a reboot, a stop of the unit, another user?"""
-        if self._deployment.simulation is not None:
-            return ()  # the simulated rig lives in a temporary directory, all of it
-        controller = self._deployment.controller
-        show = getattr(controller, "show", None)
-        return tuple(survive.findings(self.places, controller.environment(), unit=show() if show is not None else None))
+    def remember(self) -> None:
+        """Keep what the running server runs on: its successor is compared with it. Called before it is stopped."""
+        if self._deployment.controller.state().active:
+            self.last_basis = past.basis_of(self._deployment)
 
     @contextmanager
     def set_aside(self) -> Iterator[None]:
@@ -86,8 +58,9 @@ class TritonCache:
         pid = deployment.controller.state().pid
         refused = aside.refusals(
             places,
-            allow_temporary=deployment.simulation is not None or deployment.controller.kind == "command",
+            allow_temporary=deployment.controller.kind == "command",
             ignore_pids=() if pid is None else (pid,),
+            machine=self.machine,
         )
         if refused:
             raise NotChecked(f"the caches cannot be set aside: {refused[0]}")
@@ -143,28 +116,3 @@ class TritonCache:
             deployment.started_entry = None
         if self._keep and deployment.controller.state().active:
             deployment.server_is_back()
-
-
-def places_of(environ: dict[str, str], version: str | None, pid: int | None) -> tuple[CachePlace, ...]:
-    """Caches of a server with this environment (its unit's or command's) and version; its process tells more, if it can be read."""
-    user = pwd.getpwuid(os.getuid()).pw_name
-    if pid is not None:
-        seen = locate.environment_of(pid)
-        environ = {**environ, **seen} if seen else environ
-        user = _owner(pid) or user
-    home = Path(environ.get("HOME") or _home(user))
-    return locate.locate(version=version, environ=environ, home=home, tmpdir=Path(environ.get("TMPDIR") or "/tmp"), user=user)
-
-
-def _owner(pid: int) -> str | None:
-    try:
-        return pwd.getpwuid(os.stat(f"/proc/{pid}").st_uid).pw_name
-    except (OSError, KeyError):
-        return None
-
-
-def _home(user: str) -> str:
-    try:
-        return pwd.getpwnam(user).pw_dir
-    except KeyError:
-        return tempfile.gettempdir()

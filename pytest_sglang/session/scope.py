@@ -205,7 +205,7 @@ class CheckScope:
                 self.judge([] if judged is None else judged)
         self._judge_rates([each for each in self.wanted if isinstance(each, MinThroughput)])
         # the markers' limits first: of equals the first one speaks, and a restart's is its time
-        self.judgements += said
+        self.judgements += [each for each in said if each not in self.judgements]
         self._final = combine(self.judgements) if self.judgements else Judgement(verdict="pass", message="")
         if self._final.verdict == "fail":
             raise CheckFailed(self._final.message)

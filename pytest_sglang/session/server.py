@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from pytest_sglang.judge.verdict import Judgement
 from pytest_sglang.record.values import Finding, Startup, Throughput
 from pytest_sglang.rig.model import ServerPromise
 from pytest_sglang.server.control import ControlError
 from pytest_sglang.session import first, judging, starting, stopping
 from pytest_sglang.session.errors import Inconclusive, NotChecked, ServerDied
+from pytest_sglang.session.watched import Watched
 
 if TYPE_CHECKING:
     from pytest_sglang.server.control import ControlState
@@ -72,6 +71,14 @@ class SglangServer:
             self._last_start = self._deployment.read_last_start()
         return self._last_start
 
+    @property
+    def cold_capture_s(self) -> float | None:
+        """Seconds that the newest known cold start captured graphs, in this run or an earlier one; None = not known."""
+        from pytest_sglang.session import past
+
+        seen = next((each.capture_s for each in reversed(self.history) if each.kind == "cold" and each.capture_s), None)
+        return seen if seen is not None else past.recall(self._deployment).cold_capture_s
+
     def identity(self, *, fresh: bool = False) -> Identity:
         """Who answers on the URL, against what is promised."""
         self.ensure_running()
@@ -110,6 +117,7 @@ class SglangServer:
             deployment.stopped_entry = deployment.journal.record(
                 "server", deployment.controller.subject, before, {"active": False}, deployment.controller.description()
             )
+        deployment.kernels.remember()
         self._before_stop = deployment.controller.state()
         try:
             found = stopping.stop(deployment)
@@ -187,7 +195,7 @@ class SglangServer:
 
     def _start(self, label: str, *, compare: bool = True) -> Startup:
         deployment = self._deployment
-        before = deployment.kernels.snapshot()
+        watched = Watched(deployment)
         launched = deployment.clock.time()
         try:
             deployment.start_controller()
@@ -197,10 +205,9 @@ class SglangServer:
         except Exception:
             self.lost_by = self._check_id(label)
             raise
-        diff = deployment.kernels.added_since(before)
-        startup = starting.resumed(starting.classified(msgspec.structs.replace(startup, cache_diff=diff)), deployment.log)
         if compare:
             startup = first.measured(startup, deployment)
+        startup = starting.resumed(watched.ended(startup), deployment.log)
         self.lost_by = None
         self.history.append(startup)
         self._last_start = startup

@@ -28,9 +28,10 @@ def classified(startup: Startup) -> Startup:
     """``kind`` by all the evidence: autotuning in the log, and new kernel names in the caches (a log alone cannot tell)."""
     diff, tuned = startup.cache_diff, startup.autotune_runs
     new = 0 if diff is None else len(diff.new_kernels)
+    again = diff is not None and bool(diff.new_graphs or diff.rewritten)
     if diff is None and tuned is None:
         kind = startup.kind
-    elif not tuned and not new:
+    elif not tuned and not new and not again:
         # no log, and caches without an entry (they may be another machine's, or another user's): nothing to tell it by
         kind = "warm" if tuned is not None or (diff is not None and diff.before_entries) else startup.kind
     else:
@@ -106,10 +107,26 @@ def _count(quantity: str, startup: Startup, limit: int) -> Judgement:
         return limits.max_count(quantity, None, limit, why_missing=why)
     if diff.unreadable:
         return limits.max_count(quantity, None, limit, why_missing=f"cache not readable: {diff.unreadable[0]}")
-    names = diff.new_kernels if quantity == "new_kernels" else diff.new_variants
-    return limits.max_count(
-        quantity, len(names), limit, names=names, cause=causes.recompiled(startup) if len(names) > limit else None
-    )
+    names = {
+        "new_kernels": diff.new_kernels,
+        "new_variants": diff.new_variants,
+        "recompiled_kernels": diff.rewritten,
+        "new_graphs": tuple(_short(path) for path in diff.graph_paths),
+    }[quantity]
+    number = diff.new_graphs if quantity == "new_graphs" else len(names)
+    judged = limits.max_count(quantity, number, limit, names=names, cause=causes.recompiled(startup) if number > limit else None)
+    after = startup.after_ready
+    late = 0 if after is None else after.new_graphs if quantity == "new_graphs" else len(after.new_kernels)
+    if judged.verdict == "fail" and 0 < late < number and quantity in ("new_kernels", "new_graphs"):
+        return msgspec.structs.replace(judged, message=f"{judged.message}, {late} of them after the server was ready")
+    return judged
+
+
+def _short(path: str) -> str:
+    """A graph by its cache and the begin of its key: "fxgraph f5qewqded"."""
+    kind = next((name for name in ("fxgraph", "aotautograd") if f"/{name}/" in path), "graph")
+    key = next((part for part in reversed(path.split("/")) if len(part) == 52), path.rpartition("/")[2])
+    return f"{kind} {key[:9]}"
 
 
 def compiled(startup: Startup, start: StartPromise, *, cold: bool, server: Any) -> list[Judgement]:
@@ -119,25 +136,41 @@ def compiled(startup: Startup, start: StartPromise, *, cold: bool, server: Any) 
         out.append(first_request(startup, start.first_request_ratio))
     if cold:
         return out
-    if start.max_autotune_runs is not None:
+    # "no recompilation" is one promise: no new name, no autotuning, no new graph, no known kernel compiled again
+    none = 0 if start.max_new_kernels == 0 else None
+    tuned = start.max_autotune_runs if start.max_autotune_runs is not None else none
+    graphs = start.max_new_graphs if start.max_new_graphs is not None else none
+    if tuned is not None:
         why = None if startup.autotune_runs is not None else "the log of this start cannot be read"
         out.append(
-            limits.max_count(
-                "autotune_runs", startup.autotune_runs, start.max_autotune_runs, cause=causes.recompiled(startup), why_missing=why
-            )
+            limits.max_count("autotune_runs", startup.autotune_runs, tuned, cause=causes.recompiled(startup), why_missing=why)
         )
     if start.max_new_kernels is not None:
         out.append(_count("new_kernels", startup, start.max_new_kernels))
+    if none is not None:
+        out.append(_count("recompiled_kernels", startup, none))
+    if graphs is not None:
+        out.append(_count("new_graphs", startup, graphs))
     if start.max_new_variants is not None:
         out.append(_count("new_variants", startup, start.max_new_variants))
     if start.warm_capture_share is not None:
-        cold_start = next((each for each in reversed(server.history) if each.kind == "cold" and each.capture_s), None)
-        if cold_start is None or startup.capture_s is None:
+        cold_s = server.cold_capture_s
+        if cold_s is None or startup.capture_s is None:
             out.append(inconclusive("warm_capture_share: no cold start with a capture time is known to compare with"))
         else:
-            share = startup.capture_s / cold_start.capture_s
+            share = startup.capture_s / cold_s
             out.append(limits.max_value("capture_share", share, start.warm_capture_share, unit=""))
-    return out
+    return _one_cause(out)
+
+
+def _one_cause(judged: list[Judgement]) -> list[Judgement]:
+    """What a start compiled is told in full once, not behind every number."""
+    failed = [each for each in judged if each.verdict == "fail"]
+    rest = {id(each) for each in failed[1:] if each.cause is not None and each.cause == failed[0].cause}
+    return [
+        msgspec.structs.replace(each, message=each.message.removesuffix(f": {each.cause}")) if id(each) in rest else each
+        for each in judged
+    ]
 
 
 def stopped(found: Sequence[Finding]) -> list[Judgement]:
@@ -183,6 +216,12 @@ def startup_numbers(startup: Startup) -> dict[str, Measurement]:
         "autotune_runs": (startup.autotune_runs, "count"),
         "new_kernels": (None if diff is None else len(diff.new_kernels), "count"),
         "new_variants": (None if diff is None else len(diff.new_variants), "count"),
+        "new_graphs": (None if diff is None else diff.new_graphs, "count"),
+        "variant_entries": (None if diff is None else diff.variants, "count"),
+        "recompiled_kernels": (None if diff is None else len(diff.rewritten), "count"),
+        "cache_hits": (diff.hits if diff is not None and diff.hits_told else None, "count"),
+        "cache_hits_told": (diff.hits_told if diff is not None and diff.hits_told else None, "count"),
+        "kernels_after_ready": (None if startup.after_ready is None else len(startup.after_ready.new_kernels), "count"),
         "start_kind": (startup.kind, ""),
         "first_request_ratio": (None if startup.first_request_ratio is None else round(startup.first_request_ratio, 2), ""),
     }

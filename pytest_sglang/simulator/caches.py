@@ -32,6 +32,8 @@ class Kernel:
 
     name: str
     key: str
+    triton: str = _TRITON
+    arch: int = _ARCH
 
     @property
     def digest(self) -> str:
@@ -52,23 +54,49 @@ def recorded() -> dict[str, Any]:
 
 
 @cache
-def known(model: str) -> tuple[Kernel, ...]:
-    """Every kernel that a start with ``model`` compiles."""
+def known(model: str, triton: str = _TRITON) -> tuple[Kernel, ...]:
+    """Every kernel that a start with ``model`` compiles; another Triton has the same names and other keys."""
     variants: dict[str, int] = recorded()["variants"]
-    return tuple(Kernel(name, base32(f"{model}/{name}/{n}")) for name, count in variants.items() for n in range(count))
+    salt = model if triton == _TRITON else f"{model} {triton}"
+    return tuple(Kernel(name, base32(f"{salt}/{name}/{n}"), triton) for name, count in variants.items() for n in range(count))
+
+
+def larger(model: str) -> tuple[Kernel, ...]:
+    """What a start compiles beside for larger batches: names of their own."""
+    return tuple(Kernel(f"triton_red_fused_mm_t_{9 + n}", base32(f"{model}/larger/{n}")) for n in range(6))
+
+
+def late(model: str) -> tuple[Kernel, ...]:
+    """What is compiled at the first requests where the warm-up did not."""
+    return tuple(Kernel(name, base32(f"{model}/late/{name}")) for name in ("_fwd_kernel_stage1_rare", "triton_poi_fused_late_0"))
 
 
 class Caches:
     """The two trees of one server."""
 
-    def __init__(self, triton: Path, inductor: Path, model: str) -> None:
-        self.triton, self.inductor, self.model = triton, inductor, model
+    def __init__(self, triton: Path, inductor: Path, model: str, version: str = _TRITON) -> None:
+        self.triton, self.inductor, self.model, self.version = triton, inductor, model, version
+
+    @property
+    def known(self) -> tuple[Kernel, ...]:
+        """Every kernel that a start compiles."""
+        return known(self.model, self.version)
 
     # --- what is there -----------------------------------------------------------------------------------------------------
 
     def missing(self) -> list[Kernel]:
-        """Known kernels that are not compiled, in their order. An entry counts by its group file, which is written last."""
-        return [kernel for kernel in known(self.model) if not (self._entry(kernel) / f"__grp__{kernel.name}.json").exists()]
+        """Known kernels that are not compiled, in their order.
+
+        An entry counts by its group file, which is written last, and by the metadata to which that leads, wherever they are.
+        """
+        return [kernel for kernel in self.known if not self._found(kernel)]
+
+    def _found(self, kernel: Kernel) -> bool:
+        try:
+            group = json.loads((self._entry(kernel) / f"__grp__{kernel.name}.json").read_text(encoding="utf-8"))
+            return os.path.exists(group["child_paths"][f"{kernel.name}.json"])
+        except (OSError, ValueError, KeyError):
+            return False
 
     def untuned(self) -> list[str]:
         """Matrix shapes whose tuning result is not stored."""
@@ -77,13 +105,13 @@ class Caches:
 
     def size(self) -> int:
         """Number of known kernels and shapes together."""
-        return len(known(self.model)) + len(recorded()["autotuned"])
+        return len(self.known) + len(recorded()["autotuned"])
 
     # --- writing -----------------------------------------------------------------------------------------------------------
 
     def fill(self) -> None:
         """Everything that a finished cold start leaves behind; written straight, since nobody looks yet."""
-        for kernel in known(self.model):
+        for kernel in self.known:
             self._entry(kernel).mkdir(parents=True, exist_ok=True)
             for name, data in self._files(kernel):
                 _put(self._entry(kernel) / name, data)
@@ -115,24 +143,25 @@ class Caches:
     def tuned(self, shapes: list[str]) -> None:
         """Store tuning results of matrix shapes."""
         done = self._tuned() | {shape: {"choice": "triton_mm_8", "time_ms": 0.0286} for shape in shapes}
-        system = {"device": {"name": "NVIDIA GeForce RTX 3090"}, "version": {"cuda": "13.0", "triton": _TRITON}}
+        system = {"device": {"name": "NVIDIA GeForce RTX 3090"}, "version": {"cuda": "13.0", "triton": self.version}}
         path = self._choices()
         _write(path, json.dumps({"system": system, "cache": done}).encode())
 
     def write_inductor(self) -> None:
         """Generated code, tuning winners, graph caches and locks below Inductor's root; what exists stays as it is."""
+        salt = self.model if self.version == _TRITON else f"{self.model} {self.version}"
         for n in range(_GRAPHS):
-            name = "c" + base32(f"{self.model}/py/{n}", 51).lower()
+            name = "c" + base32(f"{salt}/py/{n}", 51).lower()
             code = f"# AOT ID: ['{n}_inference']\nfrom torch._inductor.async_compile import AsyncCompile\n"
             _write_new(self.inductor / name[1:3] / f"{name}.py", code.encode() + b"# generated\n" * 120)
         for n in range(_CONFIGS):
             self._best_config(n)
         for n in range(_FX):
-            folder = "f" + base32(f"{self.model}/fx/{n}", 51).lower()
+            folder = "f" + base32(f"{salt}/fx/{n}", 51).lower()
             path = self.inductor / "fxgraph" / folder[1:3] / folder / base32(f"fx/{n}").lower()
             _write_new(path, b"\x80\x05\x95" + folder.encode() * 40 + b".")
         for n in range(_AOT):
-            folder = "a" + base32(f"{self.model}/aot/{n}", 51).lower()
+            folder = "a" + base32(f"{salt}/aot/{n}", 51).lower()
             _write_new(
                 self.inductor / "aotautograd" / folder / base32(f"aot/{n}").lower(), b"\x80\x05\x95" + folder.encode() * 30 + b"."
             )
@@ -140,7 +169,7 @@ class Caches:
 
     def _best_config(self, number: int) -> None:
         digest = hashlib.sha256(f"{self.model}/config/{number}".encode()).hexdigest()
-        kernels = known(self.model)
+        kernels = self.known
         config = {
             "XBLOCK": 1 << number % 4,
             "R0_BLOCK": 2048,
@@ -153,6 +182,15 @@ class Caches:
         }
         _write_new(self.inductor / digest[:2] / f"{digest}.best_config", json.dumps(config).encode())
 
+    def forget_tuning(self) -> None:
+        """Remove the tuning results of matrix shapes."""
+        shutil.rmtree(self.inductor / "cache", ignore_errors=True)
+
+    def forget_graphs(self) -> None:
+        """Remove the graph caches."""
+        for name in ("fxgraph", "aotautograd"):
+            shutil.rmtree(self.inductor / name, ignore_errors=True)
+
     def empty(self) -> None:
         """Remove everything in both trees, as a wiped temporary directory would be."""
         for tree in (self.triton, self.inductor):
@@ -163,7 +201,7 @@ class Caches:
         return self.triton / kernel.key
 
     def _choices(self) -> Path:
-        return self.inductor / "cache" / hashlib.sha256(b"NVIDIA GeForce RTX 3090 13.0 3.6.0").hexdigest()
+        return self.inductor / "cache" / hashlib.sha256(f"NVIDIA GeForce RTX 3090 13.0 {self.version}".encode()).hexdigest()
 
     def _tuned(self) -> dict[str, Any]:
         try:
@@ -194,15 +232,15 @@ def _write_new(path: Path, data: bytes) -> None:
 
 def _content(kernel: Kernel, suffix: str) -> bytes:
     if suffix == "cubin":
-        return _cubin(kernel.digest)
+        return _cubin(kernel.digest, kernel.arch)
     if suffix == "json":
         return json.dumps(_metadata(kernel)).encode()
     head = {
         "source": f'#loc = loc("{kernel.name}")\n',
         "ttir": f"module {{\n  tt.func public @{kernel.name}() {{\n",
-        "ttgir": f'module attributes {{ttg.target = "cuda:{_ARCH}"}} {{\n  tt.func public @{kernel.name}() {{\n',
+        "ttgir": f'module attributes {{ttg.target = "cuda:{kernel.arch}"}} {{\n  tt.func public @{kernel.name}() {{\n',
         "llir": f"; ModuleID = 'LLVMDialectModule'\ndefine ptx_kernel void @{kernel.name}() {{\n",
-        "ptx": f"//\n// Generated by LLVM NVPTX Back-End\n//\n.version 8.7\n.target sm_{_ARCH}\n.visible .entry {kernel.name}(\n",
+        "ptx": f"//\n// Generated by LLVM NVPTX Back-End\n//\n.version 8.7\n.target sm_{kernel.arch}\n.visible .entry {kernel.name}(\n",
     }[suffix]
     return head.encode() + f"// {kernel.digest}\n".encode() * 12
 
@@ -211,7 +249,7 @@ def _metadata(kernel: Kernel) -> dict[str, Any]:
     seed = int(kernel.digest[:8], 16)
     return {
         "hash": kernel.digest,
-        "target": {"backend": "cuda", "arch": _ARCH, "warp_size": 32},
+        "target": {"backend": "cuda", "arch": kernel.arch, "warp_size": 32},
         "num_warps": 1 << seed % 4,
         "num_ctas": 1,
         "num_stages": 1 + seed % 5,
@@ -221,19 +259,19 @@ def _metadata(kernel: Kernel) -> dict[str, Any]:
         "debug": False,
         "backend_name": "cuda",
         "sanitize_overflow": False,
-        "arch": f"sm{_ARCH}",
-        "triton_version": _TRITON,
+        "arch": f"sm{kernel.arch}",
+        "triton_version": kernel.triton,
         "shared": 512 * (seed % 64),
         "global_scratch_size": 0,
         "name": kernel.name,
     }
 
 
-def _cubin(digest: str) -> bytes:
+def _cubin(digest: str, arch: int) -> bytes:
     """A well-formed 64-bit ELF for CUDA: header, filling, and a section table of one null section at its end."""
     filling = bytes.fromhex(digest) * (64 + int(digest[:2], 16) % 64)
     table_at = 64 + len(filling)
-    flags = _ARCH << 16 | 0x05 << 8 | _ARCH
+    flags = arch << 16 | 0x05 << 8 | arch
     ident = b"\x7fELF\x02\x01\x01\x33\x07" + b"\0" * 7
     header = struct.pack("<HHIQQQIHHHHHH", 2, 190, 1, 0, 0, table_at, flags, 64, 0, 0, 64, 1, 0)
     return ident + header + filling + b"\0" * 64

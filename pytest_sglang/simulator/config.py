@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import uuid
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -80,14 +81,36 @@ class Config:
         return self.directory / "home"
 
     @property
+    def tmp(self) -> Path:
+        """The temporary directory of the server."""
+        return self.directory / "tmp"
+
+    @property
     def triton_dir(self) -> Path:
         """Triton's cache."""
         return self.home / ".cache" / "sglang" / "triton"
 
     @property
     def inductor_dir(self) -> Path:
-        """Inductor's cache."""
+        """Inductor's cache: that of the unit's environment, or the default of 0.5.11 where the unit names none."""
+        if self.inductor_is_default:
+            return self.tmp / f"torchinductor_{pwd.getpwuid(os.getuid()).pw_name}"
         return self.home / ".cache" / "sglang" / "inductor"
+
+    @property
+    def inductor_is_default(self) -> bool:
+        """Whether the unit says nothing about Inductor's cache."""
+        return not {"cache-in-tmp", "cache-private-tmp"}.isdisjoint(self.faults)
+
+    def caches_of(self, start: int) -> tuple[Path, Path]:
+        """Triton's and Inductor's cache at a start."""
+        if self.acts("cache-relocated", start):
+            return self.home / "other" / "triton", self.home / "other" / "inductor"
+        return self.triton_dir, self.inductor_dir
+
+    def triton_of(self, start: int) -> str:
+        """Triton's version at a start."""
+        return "3.7.0" if self.acts("cache-upgraded", start) else "3.6.0"
 
     @property
     def model(self) -> str:

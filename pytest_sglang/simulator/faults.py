@@ -75,6 +75,35 @@ HARDWARE = (
 
 CACHES = (
     Fault("cache-cold", "the compile caches are emptied whenever the server stops, as PrivateTmp=yes would", of_a_start=True),
+    Fault(
+        "cache-upgraded",
+        "Triton is upgraded from 3.6.0 to 3.7.0 before the next start: nothing in the caches fits",
+        of_a_start=True,
+    ),
+    Fault(
+        "cache-flags-changed",
+        "the next start has --torch-compile-max-bs 8 instead of 4: kernels for it are compiled",
+        of_a_start=True,
+    ),
+    Fault("cache-relocated", "the next start is given other cache directories, which are empty", of_a_start=True),
+    Fault("cache-unused", "the next start does not use the caches (TORCHINDUCTOR_FORCE_DISABLE_CACHES=1)", of_a_start=True),
+    Fault("cache-autotune-lost", "the tuning results vanish when the server stops, the kernels stay", of_a_start=True),
+    Fault("cache-graphs-lost", "the fx graph and AOT autograd caches vanish when the server stops", of_a_start=True),
+    Fault("cache-late", "kernels are compiled at the first requests after the server is ready", of_a_start=True),
+    Fault("cache-in-tmp", "Inductor's cache is in /tmp, which systemd-tmpfiles empties at boot"),
+    Fault("cache-private-tmp", "Inductor's cache is in the unit's own /tmp (PrivateTmp=yes), which goes at every stop"),
+    Fault("cache-in-memory", "the caches are on a tmpfs"),
+    Fault("cache-aged", "a rule of systemd-tmpfiles removes what nobody touched for 10 days from the caches"),
+    Fault("cache-in-container-layer", "the caches are in a container's own layer, without a volume"),
+    Fault("cache-other-owner", "the unit runs as a user who does not own the caches"),
+    Fault("cache-read-only", "the caches' file system is mounted read-only"),
+    Fault("cache-little-space", "a disk quota leaves 0.5 GiB to the server's user"),
+    Fault("cache-moved", "the caches were moved here from another directory: group files point to the old one"),
+    Fault("cache-incomplete", "a cubin is missing although its group file names it"),
+    Fault("cache-broken", "one cubin is cut off, one is empty, one entry's metadata are no JSON"),
+    Fault("cache-leftover", "a killed compiler left unfinished files"),
+    Fault("cache-duplicate", "Inductor's own tree holds kernels a second time"),
+    Fault("cache-stale", "kernels of Triton 3.5.1 and of sm_90 are in the caches"),
 )
 """In compile caches."""
 

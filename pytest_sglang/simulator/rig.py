@@ -11,10 +11,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pytest_sglang.simulator import ailments, clock, config, state
+from pytest_sglang.simulator import ailments, clock, config, furnish, state
 from pytest_sglang.simulator import faults as known_faults
 from pytest_sglang.simulator import hardware as cards
-from pytest_sglang.simulator.caches import Caches
 from pytest_sglang.simulator.clock import RigClock
 from pytest_sglang.simulator.config import Config
 from pytest_sglang.simulator.nvml import SimulatedNvml
@@ -234,9 +233,7 @@ def _furnish(made: Config) -> None:
     unit = Unit(made)
     made.home.mkdir(parents=True, exist_ok=True)
     unit.write_file()
-    caches = Caches(made.triton_dir, made.inductor_dir, made.model)
-    if made.acts("cache-cold", 1):
-        caches.empty()
-    else:
-        caches.fill()
+    furnish.machine(made)
+    furnish.installed(made, 1)
+    furnish.caches(made)
     write_earlier_start(made.log, made, server_args(unit.argv()[5:], made.port), time.time() - _EARLIER_S)

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_sglang.simulator import schedulers
+from pytest_sglang.simulator import furnish, schedulers
 from pytest_sglang.simulator.clock import RigClock
 from pytest_sglang.simulator.config import Config
 from pytest_sglang.simulator.crashes import HANG_S
@@ -95,12 +95,21 @@ def main(argv: Sequence[str]) -> None:
     faults = {fault for fault in config.faults if config.acts(fault, number)}
     if "impostor" in faults:
         _wait_taken(config.port)
+    late, library = furnish.late_work(config, number), furnish.mapped(config)
+
+    async def warm_up() -> None:
+        await _warm_up(serving, config.port, clock, faults)
+        if late is not None:
+            await _at_first_request(serving, late)
+
     try:
-        asyncio.run(_serve(serving, config.port, lambda: _warm_up(serving, config.port, clock, faults)))
+        asyncio.run(_serve(serving, config.port, warm_up))
     except SystemExit:
         # uvicorn could not bind; the warm-up thread of the real one is answered by whoever listens, and says that all is well
         asyncio.run(_warm_up(serving, config.port, clock, faults))
         raise
+    finally:
+        library.close()
 
 
 def _serve_on(config: Config, args: dict[str, Any], log: Log, state: HardwareState) -> None:
@@ -188,6 +197,13 @@ async def _warm_up(serving: Serving, port: int, clock: RigClock, faults: set[str
     if serving.status == "Starting":
         serving.status = "Up"
     serving.log.line("The server is fired up and ready to roll!")
+
+
+async def _at_first_request(serving: Serving, work: Callable[[], None]) -> None:
+    """Do ``work`` while the first request after the warm-up runs; a health check generates one token and does not count."""
+    while not any(request.max_tokens > 1 for request in serving.engine.running.values()):
+        await asyncio.sleep(0.02)
+    work()
 
 
 async def _ask(port: int, method: str, path: str, body: bytes, serving: Serving) -> None:

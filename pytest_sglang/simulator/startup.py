@@ -13,8 +13,8 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from pytest_sglang.simulator import crashes
-from pytest_sglang.simulator.caches import Caches, Kernel
+from pytest_sglang.simulator import crashes, furnish
+from pytest_sglang.simulator.caches import Kernel, larger, recorded
 from pytest_sglang.simulator.clock import RigClock
 from pytest_sglang.simulator.config import Config
 from pytest_sglang.simulator.log import Log, autotune_block
@@ -71,17 +71,19 @@ class Startup:
 
     def __init__(self, config: Config, clock: RigClock, log: Log, state: HardwareState, args: dict[str, Any]) -> None:
         self._config, self._clock, self._log, self._state, self._args = config, clock, log, state, args
-        self._caches = Caches(config.triton_dir, config.inductor_dir, config.model)
+        self._caches = furnish.caches_of(config, 1)
         self._launched_s = clock.time()
         self._scale = 1.0
         self._before = 1.0
         """How much longer than usual the phases before the capture take; the others are scaled by ``_scale``."""
         self._late_s = 0.0
+        self._stores = True
         self._silent = False
 
     def play(self, launched_s: float, number: int, noise: random.Random) -> None:
         """Start number ``number`` of the rig, whose process was made at rig time ``launched_s``."""
-        work = self._work(noise)
+        self._caches = furnish.caches_of(self._config, number)
+        work = self._work(number, noise)
         self._launched_s = launched_s
 
         def acts(fault: str) -> bool:
@@ -108,10 +110,16 @@ class Startup:
         self._clock.real()
         self._log.at = None
 
-    def _work(self, noise: random.Random) -> Work:
-        kernels, shapes = self._caches.missing(), self._caches.untuned()
-        share = (len(kernels) + len(shapes)) / self._caches.size()
-        variants = [] if share == 1.0 else self._caches.variants(noise.randint(10, 30), noise)
+    def _work(self, number: int, noise: random.Random) -> Work:
+        caches, config = self._caches, self._config
+        self._stores = not config.acts("cache-unused", number)
+        kernels, shapes = (
+            (caches.missing(), caches.untuned()) if self._stores else (list(caches.known), list(recorded()["autotuned"]))
+        )
+        if config.acts("cache-flags-changed", number):
+            kernels += [kernel for kernel in larger(config.model) if not (caches.triton / kernel.key).exists()]
+        share = min(1.0, (len(kernels) + len(shapes)) / caches.size())
+        variants = [] if share == 1.0 else caches.variants(noise.randint(10, 30), noise)
         return Work(tuple(kernels), tuple(shapes), tuple(variants), share)
 
     def _moment(self, offset_s: float) -> float:
@@ -239,7 +247,8 @@ class Startup:
             for rank in range(0 if self._silent else self._log.ranks):
                 choices = ["triton_mm_8", "triton_mm_4", "triton_mm_17", "mm", *(f"triton_mm_{9 + rank + n}" for n in range(6))]
                 self._log.raw(autotune_block(shape, choices, 4.2 + 0.11 * rank, 0.31 + 0.04 * rank))
-            self._caches.tuned([shape])
+            if self._stores:
+                self._caches.tuned([shape])
 
         return tune
 
@@ -247,7 +256,7 @@ class Startup:
         """The work that belongs to one batch size, spread evenly over its time."""
         if size not in _COMPILED:
             return
-        if size == max(_COMPILED):
+        if size == max(_COMPILED) and self._stores:
             self._caches.write_inductor()
         left = sum(share for each, share in _COMPILED.items() if each <= size)
         number = round(len(pending) * _COMPILED[size] / left)

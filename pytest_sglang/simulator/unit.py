@@ -13,8 +13,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from pytest_sglang.simulator import procs, schedulers
-from pytest_sglang.simulator.caches import Caches
+from pytest_sglang.simulator import furnish, procs, schedulers
 from pytest_sglang.simulator.clock import RigClock
 from pytest_sglang.simulator.config import UNIT, Config, write_json
 from pytest_sglang.simulator.state import HardwareState
@@ -72,22 +71,33 @@ class Unit:
             )
         return state
 
-    def argv(self) -> list[str]:
-        """The command line: the simulated server with the flags that SGLang itself would have got."""
+    def argv(self, start: int | None = None) -> list[str]:
+        """The command line at a start (default: the next one, or that of the running server), with SGLang's own flags."""
         config, hardware = self.config, self.config.hardware
+        largest = "8" if config.acts("cache-flags-changed", self._number(start)) else "4"
         flags = ["--model-path", config.model, "--served-model-name", config.model, "--tp", str(len(hardware.serving))]
-        flags += ["--host", "127.0.0.1", "--port", str(config.port), "--enable-torch-compile", "--torch-compile-max-bs", "4"]
+        flags += ["--host", "127.0.0.1", "--port", str(config.port), "--enable-torch-compile", "--torch-compile-max-bs", largest]
         flags += ["--cuda-graph-max-bs", "24", "--mem-fraction-static", "0.85", "--quantization", "awq_marlin"]
         flags += ["--disable-piecewise-cuda-graph", "--enable-metrics"]
         flags += ["--api-key", config.api_key] if config.api_key else []
         return [sys.executable, "-m", "pytest_sglang.simulator.server", "--rig", str(config.directory), *flags]
 
-    def environment(self) -> dict[str, str]:
-        """What ``Environment=`` of the unit gives the server."""
+    def _number(self, start: int | None) -> int:
+        if start is not None:
+            return start
+        state = self.state()
+        return max(1, state.starts + (not state.lives()))
+
+    def environment(self, start: int | None = None) -> dict[str, str]:
+        """What ``Environment=`` of the unit gives the server at a start (default: as ``argv``)."""
+        number = self._number(start)
         gpus = ",".join(str(index) for index in self.config.hardware.serving)
+        triton, inductor = self.config.caches_of(number)
         return {
-            "TORCHINDUCTOR_CACHE_DIR": str(self.config.inductor_dir),
-            "TRITON_CACHE_DIR": str(self.config.triton_dir),
+            **({} if self.config.inductor_is_default else {"TORCHINDUCTOR_CACHE_DIR": str(inductor)}),
+            **({"TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"} if self.config.acts("cache-unused", number) else {}),
+            "TMPDIR": str(self.config.tmp),
+            "TRITON_CACHE_DIR": str(triton),
             "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
             "CUDA_VISIBLE_DEVICES": gpus,
             "HOME": str(self.config.home),
@@ -206,9 +216,9 @@ WantedBy=multi-user.target
             os.execve(argv[0], [*argv, "--old"], self._environment())
         write_json(self.config.directory / OLD, {"pid": pid, "ticks": procs.start_ticks(pid)})
 
-    def _environment(self) -> dict[str, str]:
+    def _environment(self, start: int | None = None) -> dict[str, str]:
         kept = {name: os.environ[name] for name in ("PATH", "LANG", "LC_ALL", "TZ", "SGLANG_LOG_MS") if name in os.environ}
-        return kept | self.environment() | {"PYTHONPATH": str(_PACKAGE_PARENT), "PYTHONDONTWRITEBYTECODE": "1"}
+        return kept | self.environment(start) | {"PYTHONPATH": str(_PACKAGE_PARENT), "PYTHONDONTWRITEBYTECODE": "1"}
 
     def _launch(self, state: UnitState, restarts: int = 0) -> tuple[int, UnitState]:
         config = self.config
@@ -217,7 +227,8 @@ WantedBy=multi-user.target
         clock = RigClock(config.directory)
         config.log.parent.mkdir(parents=True, exist_ok=True)
         log = os.open(config.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        environment, argv = self._environment(), self.argv()
+        furnish.installed(config, state.starts + 1)
+        environment, argv = self._environment(state.starts + 1), self.argv(state.starts + 1)
         started_us = round(clock.to_monotonic(clock.time()) * 1e6)
         pid = os.fork()
         if pid == 0:
@@ -252,8 +263,7 @@ WantedBy=multi-user.target
             state.set_owner(0)
         else:
             state.set_load(0.0)  # a scheduler has outlived it, and its memory with it
-        if self.config.acts("cache-cold", running.starts + 1):
-            Caches(self.config.triton_dir, self.config.inductor_dir, self.config.model).empty()
+        furnish.at_stop(self.config, running.starts + 1)
         killed = os.WIFSIGNALED(wait_status)
         status = os.WTERMSIG(wait_status) if killed else os.WEXITSTATUS(wait_status)
         # SIGTERM and its kin are a clean end to systemd, SIGKILL is not unless systemd itself had to send it (then: timeout)

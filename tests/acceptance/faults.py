@@ -23,10 +23,10 @@ CHECKS = (
 
 
 def row(**different: str) -> dict[str, str]:
-    """Every check passes but the named ones (with _ for -)."""
+    """Every check passes but the named ones (with _ for -); one with "" is not checked."""
     named = {name.replace("_", "-"): verdict for name, verdict in different.items()}
     assert set(named) <= set(CHECKS), named
-    return {check: named.get(check, "pass") for check in CHECKS}
+    return {check: named.get(check, "pass") for check in CHECKS if named.get(check) != ""}
 
 
 _NO_LEVEL = row(
@@ -102,7 +102,52 @@ REFUSED: dict[str, str] = {"driver-mismatch": "different versions"}
 
 CACHES: dict[str, dict[str, str]] = {
     "cache-cold": row(warm_restart="fail"),
+    "cache-upgraded": row(warm_restart="fail"),
+    "cache-flags-changed": row(warm_restart="fail"),
+    "cache-relocated": row(warm_restart="fail"),
+    "cache-unused": row(warm_restart="fail"),
+    "cache-autotune-lost": row(warm_restart="fail"),
+    "cache-graphs-lost": row(warm_restart="fail"),
+    "cache-late": row(warm_restart="fail"),
+    # a renamed cache would be lost there: the cold start is not made
+    "cache-in-tmp": row(cold_start=""),
+    "cache-private-tmp": row(findings="fail", warm_restart="fail", cold_start=""),
+    "cache-in-memory": row(cold_start=""),
+    "cache-aged": row(),
+    "cache-in-container-layer": row(),
+    "cache-other-owner": row(),
+    "cache-read-only": row(),
+    "cache-little-space": row(),
+    "cache-moved": row(findings="fail"),
+    "cache-incomplete": row(findings="fail"),
+    "cache-broken": row(findings="fail"),
+    "cache-leftover": row(),
+    "cache-duplicate": row(),
+    "cache-stale": row(),
 }
+
+FINDINGS: dict[str, str] = {
+    "cache-private-tmp": "cache-in-private-tmp",
+    **{
+        name: name
+        for name in (
+            "cache-in-tmp",
+            "cache-in-memory",
+            "cache-aged",
+            "cache-in-container-layer",
+            "cache-other-owner",
+            "cache-read-only",
+            "cache-little-space",
+            "cache-moved",
+            "cache-incomplete",
+            "cache-broken",
+            "cache-leftover",
+            "cache-duplicate",
+            "cache-stale",
+        )
+    },
+}
+"""Kind of the finding by which a fault shows in the check of findings, whether that fails or not; a clean rig has none of these."""
 
 SERVER: dict[str, dict[str, str]] = {
     "never-ready": row(warm_restart="fail", cold_start="warm-restart"),
@@ -187,6 +232,17 @@ CAUSES: dict[str, dict[str, str]] = {
     "not-supported": {"gpu-identity": "Not Supported", "links-under-load": "not readable"},
     "kernel-log-hidden": {"kernel-log": "usermod -aG systemd-journal"},
     "cache-cold": {"warm-restart": "new kernel"},
+    "cache-upgraded": {"warm-restart": "triton 3.6.0 -> 3.7.0"},
+    "cache-flags-changed": {"warm-restart": "--torch-compile-max-bs 4 -> 8"},
+    "cache-relocated": {"warm-restart": "the inductor cache was"},
+    "cache-unused": {"warm-restart": "the cache is not used: TORCHINDUCTOR_FORCE_DISABLE_CACHES=1"},
+    "cache-autotune-lost": {"warm-restart": "autotuning results were not kept"},
+    "cache-graphs-lost": {"warm-restart": "the graph caches were empty"},
+    "cache-late": {"warm-restart": "at the first requests after ready"},
+    "cache-private-tmp": {"findings": "PrivateTmp=yes", "warm-restart": "autotuning"},
+    "cache-moved": {"findings": "the files of the old place are used"},
+    "cache-incomplete": {"findings": "is missing"},
+    "cache-broken": {"findings": "it is cut off"},
     "never-ready": {"warm-restart": "capture_decode"},
     "dies-loading": {"warm-restart": "OutOfMemoryError"},
     "wrong-model": {"server-identity": "model"},
@@ -225,3 +281,17 @@ def exit_code(fault: str) -> int:
     """What the run exits with."""
     verdicts_of = set(TABLE[fault].values())
     return 1 if "fail" in verdicts_of else 0 if verdicts_of == {"pass"} else 6
+
+
+def finding_kinds(run: dict[str, object]) -> set[str]:
+    """Kinds of all findings of a run.json's checks."""
+    checks = run["checks"]
+    assert isinstance(checks, list)
+    return {finding["kind"] for check in checks for finding in check["findings"]}
+
+
+def wrong_findings(fault: str, run: dict[str, object]) -> str:
+    """What of FINDINGS is missing, or stands there without its fault; "" = as it should be."""
+    seen = finding_kinds(run) & set(FINDINGS.values())
+    wanted = {FINDINGS[fault]} if fault in FINDINGS else set()
+    return "" if seen == wanted else f"findings {sorted(seen)} instead of {sorted(wanted)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,3 +28,16 @@ def h200(tmp_path: Path) -> tuple[tuple[CachePlace, ...], Callable[[str], Path]]
             size, text = line.rstrip("\n").split("\t")
             write(path_of(text), int(size))
     return places, path_of
+
+
+@pytest.fixture
+def real_triton(tmp_path: Path) -> Path:
+    """A Triton cache of three real entries: triton_poi_fused_add_0 for sm_86 (twice) and sm_90, compiled by Triton 3.6.0 and its ptxas."""
+    root = tmp_path / "triton"
+    shutil.copytree(DATA / "triton-3.6.0", root)
+    for group in root.glob("*/*.json"):
+        group.write_text(group.read_text().replace("{cache}", str(root)))
+    for entry in root.iterdir():
+        for name in ("source", "ttir", "ttgir", "llir"):
+            write(entry / f"triton_poi_fused_add_0.{name}", 1000)
+    return root

@@ -15,6 +15,7 @@ from cache_trees import triton_entry, write
 from pytest_sglang.cache import aside, mounts, users
 from pytest_sglang.cache.aside import AsideError, Moved
 from pytest_sglang.cache.locate import CachePlace
+from pytest_sglang.cache.machine import Machine
 
 
 def places_of(*paths: Path) -> tuple[CachePlace, ...]:
@@ -191,7 +192,9 @@ def test_a_half_moved_mount_point_keeps_what_a_server_wrote_meanwhile(cache: Pat
 @pytest.mark.parametrize("how", ["rename", "children"])
 def test_killed_at_any_point_the_old_cache_is_byte_identical_afterwards(tmp_path: Path, how: str) -> None:
     driver = Path(__file__).with_name("kill_points.py")
-    done = subprocess.run([sys.executable, str(driver), str(tmp_path), how], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(
+        [sys.executable, str(driver), str(tmp_path), how], capture_output=True, text=True, timeout=600, check=True
+    )
     lines = [line.split(" ", 2) for line in done.stdout.splitlines()]
     assert len({line[0] for line in lines}) >= 20
     assert [line for line in lines if not line[2].startswith("identical")] == []
@@ -341,3 +344,79 @@ def test_a_process_that_ends_while_it_is_looked_at_uses_nothing(tmp_path: Path, 
 def test_the_names_beside_a_cache_are_told_apart() -> None:
     moved = Moved(Path("/c/cache"), Path("/c/cache.aside-t"), "triton", "t")
     assert {str(moved.grown), str(moved.found), str(moved.fresh)} == {"/c/cache.grown-t", "/c/cache.found-t", "/c/cache.new-t"}
+
+
+# --- by name, without any record -----------------------------------------------------------------------------------------
+
+
+def test_what_is_set_aside_is_found_by_its_name(cache: Path) -> None:
+    [moved] = aside.set_aside(places_of(cache), token="run")
+    assert aside.standing(places_of(cache, cache.parent / "absent")) == [moved]
+    write(cache.with_name("cache.aside-file"))
+    assert aside.standing(places_of(cache)) == [moved]
+    aside.restore([moved])
+    assert aside.standing(places_of(cache)) == []
+
+
+def test_what_is_set_aside_in_a_mount_point_is_found_inside_it(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(aside, "is_mount_point", lambda path: True)
+    [moved] = aside.set_aside(places_of(cache), token="run")
+    assert aside.standing(places_of(cache)) == [moved]
+
+
+@pytest.mark.parametrize("mount", [False, True])
+def test_put_back_by_hand_keeps_what_has_grown(cache: Path, monkeypatch: pytest.MonkeyPatch, mount: bool) -> None:
+    if mount:
+        monkeypatch.setattr(aside, "is_mount_point", lambda path: True)
+    [moved] = aside.set_aside(places_of(cache), token="run")
+    write(cache / "months" / "of service")
+    notes = aside.swap_back(moved)
+    assert len(list(cache.glob("*/*.cubin"))) == 1
+    if mount:
+        assert (cache / "months" / "of service").exists() or (moved.found / "months" / "of service").exists()
+    else:
+        assert notes == (f"{cache} was not made by this run: kept as {moved.found}",)
+        assert (moved.found / "months" / "of service").exists()
+
+
+def test_an_old_cache_is_dropped_only_when_there_is_a_new_one(cache: Path) -> None:
+    [moved] = aside.set_aside(places_of(cache), token="run")
+    with pytest.raises(AsideError, match=r"is empty: nothing has been compiled since, so .*\.aside-run is all there is"):
+        aside.drop(moved)
+    write(cache / "new")
+    aside.drop(moved)
+    assert [path.name for path in cache.iterdir()] == ["new"]
+    assert [path.name for path in cache.parent.iterdir()] == ["cache"]
+
+
+def test_precompiled_headers_are_no_reason_to_refuse_and_stay(cache: Path) -> None:
+    headers = CachePlace("headers", cache, "default")
+    assert aside.refusals((headers,)) == ()
+    assert aside.plan_aside((headers,), token="t") == []
+    assert aside.standing((headers,)) == []
+
+
+def test_a_machine_tells_what_is_temporary(cache: Path) -> None:
+    outer = cache.parent
+    disk = mounts.Mount(Path("/"), "ext4", frozenset({"rw"}))
+    (outer / "tmp").mkdir()
+    inner = outer / "tmp" / "inductor"
+    inner.mkdir()
+    assert aside.refusals(places_of(cache), machine=Machine((disk,), outer=outer)) == ()
+    [reason] = aside.refusals(places_of(inner), machine=Machine((disk,), outer=outer))
+    assert f"{inner} lies in /tmp: a reboot would take the renamed cache with it" in reason
+    private = mounts.Mount(Path("/tmp"), "ext4", frozenset({"rw"}), "/tmp/systemd-private-1/tmp")
+    [reason] = aside.refusals(places_of(inner), machine=Machine((disk, private), outer=outer))
+    assert "of the unit's own (PrivateTmp=yes): stopping the unit would take the renamed cache with it" in reason
+    memory = mounts.Mount(Path("/cache"), "tmpfs", frozenset({"rw"}))
+    [reason] = aside.refusals(places_of(cache), machine=Machine((disk, memory), outer=outer))
+    assert "is kept in memory: a reboot would take" in reason
+
+
+def test_killed_at_random_points_the_next_run_puts_everything_back(tmp_path: Path) -> None:
+    driver = Path(__file__).with_name("kill_random.py")
+    done = subprocess.run(
+        [sys.executable, str(driver), str(tmp_path), "20"], capture_output=True, text=True, timeout=600, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "0 caches not identical afterwards" in done.stdout

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from cache_trees import DATA, age, triton_entry, write
 
-from pytest_sglang.cache import diff, snapshot
+from pytest_sglang.cache import diff, mounts, snapshot
 from pytest_sglang.cache.locate import CachePlace, locate
 
 OLD, NEW = 1_795_000_000.0, 1_795_100_000.0
@@ -251,3 +252,100 @@ def test_roots_are_the_outermost_directories_with_links_resolved(tmp_path: Path)
     places = [place(name, tmp_path / name) for name in ("base", "base/triton", "base/inductor", "link", "other", "absent")]
     places.append(CachePlace("private", tmp_path / "base", "test", through="/proc/1/root"))
     assert snapshot.roots(places) == [tmp_path / "base", tmp_path / "other"]
+
+
+# --- a second look, and hits ---------------------------------------------------------------------------------------------
+
+
+def settled(folder: Path) -> Path:
+    """As an entry is that nobody has touched for a while."""
+    age([*folder.iterdir(), folder], OLD)
+    return folder
+
+
+def test_a_second_snapshot_equals_a_fresh_one(tmp_path: Path) -> None:
+    places = (
+        place("triton", tmp_path / "t"),
+        place("inductor", tmp_path / "i"),
+        place("inductor_triton", tmp_path / "i" / "triton"),
+    )
+    entries = [settled(triton_entry(tmp_path / "t", f"k{number % 3}", number)) for number in range(12)]
+    settled(triton_entry(tmp_path / "i" / "triton" / "0", "k"))
+    table = write(tmp_path / "i" / "ab" / "x.py", 10)
+    before = snapshot.take(places)
+    triton_entry(tmp_path / "t", "new", 50)
+    shutil.rmtree(entries[0])
+    write(entries[1] / "tmp.pid_1_x" / "k.cubin")
+    (entries[2] / "k2.cubin").rename(entries[2] / "gone.cubin")
+    write(tmp_path / "beside").rename(entries[3] / "k0.cubin")
+    with open(table, "ab") as file:
+        file.write(b"in place")
+    assert snapshot.take(places, before).places == snapshot.take(places).places
+    assert snapshot.take(places, before).places != before.places
+
+
+def test_an_unchanged_entry_is_not_listed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(5):
+        settled(triton_entry(tmp_path, "k", number))
+    triton_entry(tmp_path, "recent", 7)
+    before = snapshot.take((place("triton", tmp_path),))
+    listed: list[str] = []
+    real = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: listed.append(Path(path).name) or real(path))
+    snapshot.take((place("triton", tmp_path),), before)
+    # one that changed within the last seconds may have changed again within the same tick
+    assert sorted(listed) == sorted([tmp_path.name, next(path.parent.name for path in tmp_path.glob("*/recent.json"))])
+
+
+def test_a_group_file_written_in_place_is_seen_although_its_directory_is_not_touched(tmp_path: Path) -> None:
+    folder = settled(triton_entry(tmp_path, "k"))
+    before = snapshot.take((place("triton", tmp_path),))
+    age([folder / "__grp__k.json"], NEW)
+    found = diff.added(before, snapshot.take((place("triton", tmp_path),), before))
+    assert (found.rewritten, found.new_variants) == (("k",), ("k",))
+
+
+def test_kernels_that_were_read_are_hits_where_that_can_be_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    places = (place("triton", tmp_path / "t"), place("fxgraph", tmp_path / "fx"))
+    for number in range(3):
+        settled(triton_entry(tmp_path / "t", "k", number))
+    graphs = [write(tmp_path / "fx" / "ab" / ("f" + "a" * 51) / str(number)) for number in range(2)]
+    age(graphs, OLD)
+    monkeypatch.setattr(snapshot, "_keeping", lambda place, known: "relative")
+    before = snapshot.take(places)
+    read = [next((tmp_path / "t").glob("*/__grp__k.json")), graphs[0]]
+    for path in read:
+        os.utime(path, ns=(int(NEW * 1e9), path.stat().st_mtime_ns))
+    found = diff.added(before, snapshot.take(places, before))
+    assert (found.hits, found.hits_told, found.files) == (2, 5, 0)
+    # read once within the last day: the file system does not keep the time of the next reading
+    again = snapshot.take(places)
+    for path in read:
+        os.utime(path, ns=(int(time.time() * 1e9), int(OLD * 1e9)))
+    recent = snapshot.take(places)
+    monkeypatch.setattr(snapshot, "_keeping", lambda place, known: "never")
+    assert diff.added(snapshot.take(places), again).hits_told == 0
+    assert diff.added(recent, recent).hits == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "keeping"), [("rw,noatime", "never"), ("ro,relatime", "never"), ("rw,relatime", "relative"), ("rw", "always")]
+)
+def test_the_mount_decides_whether_readings_are_kept(tmp_path: Path, options: str, keeping: str) -> None:
+    known = [mounts.Mount(Path("/"), "ext4", frozenset(options.split(",")))]
+    assert snapshot._keeping(place("triton", tmp_path), known) == keeping
+
+
+def test_a_file_system_that_keeps_every_reading_tells_every_hit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(snapshot, "_keeping", lambda place, known: "always")
+    settled(triton_entry(tmp_path, "k"))
+    taken = snapshot.take((place("triton", tmp_path),))
+    assert [entry.tells for entry in taken.places[0].entries.values()] == [True]
+
+
+def test_new_graphs_are_named(tmp_path: Path) -> None:
+    places = (place("fxgraph", tmp_path / "fxgraph"),)
+    before = snapshot.take(places)
+    paths = [write(tmp_path / "fxgraph" / "ab" / ("f" + "a" * 51) / str(number)) for number in range(3)]
+    found = diff.added(before, snapshot.take(places))
+    assert sorted(found.graph_paths) == sorted(str(path) for path in paths)
