@@ -62,9 +62,13 @@ class Guard:
                 return answer
         return answer
 
-    def field(self, label: str, handle: Any, name: str, number: int) -> Reading[int | float]:
-        """One value of nvmlDeviceGetFieldValues by its NVML_FI_* name (``number`` where the binding does not know the name)."""
-        answer = self.call(label, "nvmlDeviceGetFieldValues", handle, [getattr(self.module, name, number)])
+    def field(self, label: str, handle: Any, name: str, number: int, scope: int | None = None) -> Reading[int | float]:
+        """One value of nvmlDeviceGetFieldValues by its NVML_FI_* name (``number`` where the binding does not know the name).
+
+        ``scope``: which of several the field is asked of, a link for the NVLink fields.
+        """
+        field = getattr(self.module, name, number)
+        answer = self.call(label, "nvmlDeviceGetFieldValues", handle, [field if scope is None else (field, scope)])
         if isinstance(answer, Missing):
             return answer
         value = answer[0]

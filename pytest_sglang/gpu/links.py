@@ -23,6 +23,8 @@ _P2P = {0: "OK", 1: "CNS", 2: "GNS", 3: "TNS", 4: "DR", 5: "NS", 6: "U"}
 """nvmlGpuP2PStatus_t as ``nvidia-smi topo -p2p`` prints it."""
 _P2P_READ, _P2P_NVLINK = 0, 2
 """nvmlGpuP2PCapsIndex_t: peer reads over whatever joins two cards, and NVLink between them."""
+_FI_GET_SPEED = 164
+"""NVML_FI_DEV_NVLINK_GET_SPEED, asked of one link by the field's scope."""
 _FI_SPEED_COMMON = 90
 _FI_SPEED = (84, 85, 86, 87, 88, 89, 132, 133, 134, 135, 136, 137)
 """NVML_FI_DEV_NVLINK_SPEED_MBPS_COMMON and ..._L0 to ..._L11; later links have no field of their own."""
@@ -227,6 +229,10 @@ def _link(guard: Guard, card: Card, number: int, active: bool) -> Link:
 
 
 def _speed(guard: Guard, card: Card, number: int) -> int | None:
+    # Hopper answers this one only, and for all of its 18 links (seen on four H200); Ampere answers the older ones only
+    scoped = guard.field(card.label, card.handle, "NVML_FI_DEV_NVLINK_GET_SPEED", _FI_GET_SPEED, number)
+    if not isinstance(scoped, Missing) and scoped > 0:
+        return int(scoped)
     if number < len(_FI_SPEED):
         own = guard.field(card.label, card.handle, f"NVML_FI_DEV_NVLINK_SPEED_MBPS_L{number}", _FI_SPEED[number])
         if not isinstance(own, Missing) and own > 0:

@@ -9,6 +9,8 @@ from pytest_sglang.judge.verdict import Judgement
 from pytest_sglang.record.run import Limit, Measurement
 from pytest_sglang.record.values import Finding, Value
 
+CRC_PER_S = 100.0
+"""Checksum errors of a link a second from which on DCGM calls it broken (dcgm_gpu_hardware_limits.h)."""
 MANY_PER_MINUTE = 8.0
 """More repeated packets a minute than this fail a link; fewer are shown. DCGM's health check draws its line for PCIe there."""
 
@@ -105,17 +107,24 @@ def repeats(
 ) -> list[Finding]:
     """What PCIe and NVLink had to send again over ``seconds`` of load, from counters by label (``"GPU 0 link 2 replay"``).
 
-    Above MANY_PER_MINUTE a link fails; a recovery (the link was trained anew) fails at once; fewer repeats are a warning.
+    Above MANY_PER_MINUTE a link fails; a recovery (the link was trained anew) fails at once; fewer repeats are a warning. Checksum
+    errors (crc flit, crc data) are mended on the way and grow on healthy links too (seen: one in some seconds a link on four idle H200
+    over NVSwitch): they fail from CRC_PER_S on, DCGM's own limit ("only matter at rates of 100+ per second"), and are told in a line below it.
     """
     findings = []
+    mended: dict[str, int] = {}
     for label, count in after.items():
         grown = count - before.get(label, count)
         pcie = label.endswith("PCIe replays")
         if grown <= 0 or ("pcie" if pcie else "nvlink_errors") in unavailable:
             continue
+        checksum = label.endswith(("crc flit", "crc data"))
+        if checksum and grown / max(seconds, 1.0) < CRC_PER_S:
+            mended[label] = grown
+            continue
         rate = grown / max(seconds, 1.0) * 60.0
-        bad = rate > MANY_PER_MINUTE or label.endswith("recovery")
-        subject, _, what = label.rpartition(" ") if not pcie else (label.removesuffix(" PCIe replays"), "", "PCIe replays")
+        bad = checksum or rate > MANY_PER_MINUTE or label.endswith("recovery")
+        subject, what = _split(label)
         remedy = (
             "reseat the card; check riser, slot and cable" if pcie else "reseat the bridge with the rig off, clean its contacts"
         )
@@ -123,7 +132,24 @@ def repeats(
         detail = f"{grown} {named} in {seconds:.0f} s of load ({rate:.0f} a minute)"
         kind = "pcie-replays" if pcie else "nvlink-errors"
         findings.append(Finding(kind, "fail" if bad else "warn", subject, detail, remedy))
+    if mended:
+        findings.append(Finding("nvlink-checksums", "info", "NVLink", checksums(mended, f"in {seconds:.0f} s")))
     return findings
+
+
+def checksums(counts: Mapping[str, int], when: str) -> str:
+    """Mended checksum errors of many links in one line."""
+    most = max(counts, key=lambda label: counts[label])
+    return f"{sum(counts.values())} mended checksum errors on {len(counts)} counters {when}, most on {most}: {counts[most]}"
+
+
+def _split(label: str) -> tuple[str, str]:
+    """``"GPU 0 link 2 crc flit"`` -> (``"GPU 0 link 2"``, ``"crc flit"``)."""
+    for what in ("PCIe replays", "crc flit", "crc data"):
+        if label.endswith(what):
+            return label.removesuffix(f" {what}"), what
+    subject, _, what = label.rpartition(" ")
+    return subject, what
 
 
 def kernel_log(messages: Sequence[Finding] | Unreadable, since: str) -> Judgement:

@@ -243,8 +243,11 @@ class Subject:
         told += [] if promised else standing.links(active)
         memory = [card.memory_state() for card in self.cards]
         told += [each for each in health.memory(memory, memory, {}).findings if each.severity != "info"]
+        checksums = {label: count for label, count in counts.items() if count and label.endswith(("crc flit", "crc data"))}
+        if checksums:
+            told.append(Finding("nvlink-checksums", "info", "NVLink", health.checksums(checksums, "since the driver was loaded")))
         for label, count in counts.items():
-            if count and "link" in label:
+            if count and "link" in label and label not in checksums:
                 detail = f"{count} since the driver was loaded"
                 told.append(Finding("nvlink-errors", "info", label, detail, "look again under load: they should not grow"))
         return told

@@ -96,6 +96,18 @@ def test_a_link_that_was_trained_anew_fails_at_once():
     assert kinds(health.repeats({"GPU 0 link 2 recovery": 0}, {"GPU 0 link 2 recovery": 1}, 600.0)) == [("nvlink-errors", "fail")]
 
 
+def test_checksum_errors_that_are_mended_are_told_in_one_line_and_fail_from_dcgms_limit_on():
+    links = [f"GPU {gpu} link {link} crc data" for gpu in range(4) for link in range(18)]
+    before = dict.fromkeys(links, 10)
+    healthy = {label: count + (place % 3) for place, (label, count) in enumerate(before.items())}
+    found = health.repeats(before, healthy, 0.4)
+    assert [(each.kind, each.severity) for each in found] == [("nvlink-checksums", "info")]
+    assert found[0].detail.startswith("72 mended checksum errors on 48 counters in 0 s, most on GPU 0 link 2 crc data: 2")
+    broken = {**healthy, links[5]: 10 + 6001}
+    assert kinds(health.repeats(before, broken, 60.0)) == [("nvlink-errors", "fail"), ("nvlink-checksums", "info")]
+    assert health.repeats(before, broken, 60.0)[0].subject == "GPU 0 link 5"
+
+
 def test_a_counter_that_is_new_or_was_reset_shows_no_growth():
     assert health.repeats({}, {"GPU 0 PCIe replays": 900}, 60.0) == []
     assert health.repeats({"GPU 0 PCIe replays": 900}, {"GPU 0 PCIe replays": 2}, 60.0) == []
