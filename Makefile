@@ -30,8 +30,9 @@ $(VENV)/.stamp-dev: $(VENV)/.stamp
 demo: $(VENV)/.stamp
 	@$(BIN)/python -m pytest acceptance/ --power=250 --rig=simulated
 
+# most tests wait for a simulated rig: three at a time keep two cores busy
 test: $(VENV)/.stamp-dev
-	@$(BIN)/python -m pytest -W error tests --ignore=tests/engine
+	@$(BIN)/python -m pytest -W error tests --ignore=tests/engine -n 3 --dist loadfile
 
 lint: $(VENV)/.stamp-dev
 	@$(BIN)/ruff check .
