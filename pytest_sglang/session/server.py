@@ -38,6 +38,8 @@ class SglangServer:
         self._identity: Identity | None = None
         self._throughputs: dict[tuple[float | None, int, int], Throughput] = {}
         self._failed_start: Exception | None = None
+        self.starting = False
+        """This run's newest start of it has not become ready: it is under way, was interrupted, or failed."""
         self.asked_at: float | None = None
         """Rig time at which this run asked for the newest start; what answers must have been started after that."""
         self._before_stop: ControlState | None = None
@@ -111,6 +113,7 @@ class SglangServer:
         """Stop the server through its controller; what stands still afterwards is started again at the end of the run."""
         self._may_restart()
         deployment = self._deployment
+        deployment.kernels.remember()  # it takes a while, in which somebody's request may come: not behind the look for those
         if not deployment.controller.run_owned:
             stopping.until_quiet(deployment)
         if not deployment.controller.run_owned and deployment.stopped_entry is None and deployment.started_entry is None:
@@ -119,7 +122,6 @@ class SglangServer:
             deployment.stopped_entry = deployment.journal.record(
                 "server", deployment.controller.subject, before, {"active": False}, deployment.controller.description()
             )
-        deployment.kernels.remember()
         self._before_stop = deployment.controller.state()
         try:
             found = stopping.stop(deployment)
@@ -200,9 +202,11 @@ class SglangServer:
         watched = Watched(deployment)
         launched = deployment.clock.time()
         try:
+            self.starting = True
             deployment.start_controller()
             self.asked_at = launched
             startup = deployment.wait_ready(launched_at=launched, budget_s=None)
+            self.starting = False
             self._is_another_process()
         except Exception:
             self.lost_by = self._check_id(label)
