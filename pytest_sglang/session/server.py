@@ -281,6 +281,10 @@ class SglangServer:
             *deployment.environment_findings(),
             *more,
         ]
+        # what could not be read contradicts nothing, and is no pass either
+        if deployment.scope is not None:
+            parts = {"log-unreadable": "server-log", "unit-unreadable": "server-unit"}
+            deployment.scope.left_out |= {parts[each.kind]: each.detail for each in found if each.kind in parts}
         return judging.findings(tuple(dict.fromkeys(found)))
 
     def last_throughput(self, power_w: float | None) -> Throughput | None:
