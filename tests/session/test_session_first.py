@@ -68,6 +68,18 @@ def test_steady_is_what_stays_the_same(later: list[float], known: float | None, 
     assert first.settled(later, known) is steady
 
 
+@pytest.mark.parametrize(("seconds", "ratio"), [(0.4, 12.5), (5.0, None)])
+def test_requests_that_stay_slow_are_no_steady_state(monkeypatch: pytest.MonkeyPatch, seconds: float, ratio: float | None) -> None:
+    """A server that compiles on and on: all of its requests are as slow as the first one, and the ratio would be 1."""
+    made = SimpleNamespace(invalid_because=None, begin_s=0.0, end_s=seconds)
+    monkeypatch.setattr("pytest_sglang.load.client.run_round", lambda *_, **__: made)
+    server = SimpleNamespace(url="http://127.0.0.1:1", model="m", history=[start(steady_request_s=0.42)])
+    deployment: Any = SimpleNamespace(server=server, plane=SimpleNamespace(api_key=None), progress=lambda text: None)
+    done = first.measured(start(first_request_s=5.0), deployment)
+    assert (done.first_request_ratio, starting.first_request(done, 5.0).verdict) == (ratio, "fail" if ratio else "inconclusive")
+    assert ("0.42 s in an earlier start of this run" in (done.first_request_why or "")) is (ratio is None)
+
+
 def test_a_log_or_a_unit_that_cannot_be_read_is_among_what_was_not_checked() -> None:
     """Nothing in it contradicts the promises, because nothing of it was seen."""
     unit = Finding("unit-unreadable", "warn", "sglang.service", "could not ask systemctl: no bus")
