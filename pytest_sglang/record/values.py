@@ -190,6 +190,8 @@ class Throughput(Value, frozen=True, kw_only=True):
     """Rounds that are no samples, with their reasons (warm-ups are not kept)."""
     merged_share: float = 0.0
     """That of all rounds together."""
+    unsettled: str | None = None
+    """Why its interval must not decide although it could: the rate drifts, or may be falling."""
 
 
 class Energy(Value, frozen=True, kw_only=True):

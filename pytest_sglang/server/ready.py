@@ -43,6 +43,8 @@ PROBE_S = 0.1
 """Wall seconds between two connection attempts or status questions: the moment of readiness is right within 0.3 s."""
 CONFIRMATIONS = 3
 """Tries to get an exact completion after the first sign of readiness."""
+FOUND_LATE_S = 60.0
+"""Wall seconds for a server whose launch is long over every budget when it is looked at first: busy, it answers slowly."""
 LATE_HEALTH_S = 5.0
 """A /health that answers 200 after more than this has waited for a token: it looks for one once a second."""
 
@@ -89,6 +91,7 @@ class _Wait:
         self.observed = controller.log_at_start is not None
         self.source, self.log = log, LogWatch(log, controller.log_at_start, launched_at)
         self.begun = time.monotonic()
+        self.patience_s = FOUND_LATE_S if self.elapsed_s > give_up_s else watchdog.MIN_SILENCE_WALL_S
         self.process: psutil.Process | None = None
         self.kills: deaths.Kills | None = None
         # systemd counts anew when somebody starts the unit
@@ -315,7 +318,7 @@ class _Wait:
         if quiet_s is not None:
             raise self._hangs(quiet_s)
         slow = None if self.watchdog.quiet else self._too_slow()
-        if slow is not None and time.monotonic() - self.begun > watchdog.MIN_SILENCE_WALL_S:
+        if slow is not None and time.monotonic() - self.begun > self.patience_s:
             raise self._failed("not ready", f"{slow}; it moves, but too slowly", self._read())
 
     def _too_slow(self) -> str | None:

@@ -108,8 +108,7 @@ class Deployment:
         """How long this server's last starts took, by the records of earlier runs."""
         from pytest_sglang.session import expected
 
-        folder, name = self.options.report_dir, self.rig.name
-        return expected.read(folder, rig=name, server=self.rig.server, simulated=self.options.simulated)
+        return expected.read(self.options.report_dir, rig=self.rig.name, server=self.rig.server, simulated=self.options.simulated)
 
     @cached_property
     def server(self) -> SglangServer:
@@ -210,8 +209,7 @@ class Deployment:
         from pytest_sglang.session import live
 
         expected, cold = self.expected.after(self.server.history), bool(self.kernels.aside)
-        start, activity = self.rig.start, self._activity or self._watch()
-        self._activity = None
+        start, activity, self._activity = self.rig.start, self._activity or self._watch(), None
         budgets = [each for each in (start.cold_s, start.warm_s) if each] if start is not None else []
         budget = budget_s if budget_s is not None else max(budgets, default=1800.0)
         try:
@@ -366,7 +364,12 @@ class Deployment:
             self.started_entry = None
         if self.stopped_entry is None:
             return
-        if not stopping.wait_until_over(self).active:
+        if "kernels" in self.__dict__ and self.kernels.aside:
+            self.not_put_back(
+                self._controller.subject, "it is started when its caches are back, by the guard or by pytest-sglang undo"
+            )
+            return
+        if stopping.is_to_start(self):
             self._controller.start()
             _settle(self._controller)
         if not self._controller.state().active:
@@ -380,7 +383,7 @@ class Deployment:
         from pytest_sglang.session import stopping
 
         try:
-            stopping.until_quiet(self)
+            stopping.until_quiet(self, never_ready=self.server.starting)
         except Inconclusive as busy:
             self.journal.resolve(entry.id, f"left running: {busy}")
             self.not_put_back(self.controller.subject, f"it was not running before and is left running: {busy}")

@@ -83,8 +83,12 @@ def _later(deployment: Deployment, tokens: int, known_s: float | None) -> tuple[
             return later, f"a request after the first one is no sample: {done.invalid_because}"
         later.append(done.end_s - done.begin_s)
         if settled(later, known_s):
-            break
-    return later, ""
+            return later, ""
+    known = "" if known_s is None else f", {units.duration(known_s)} in an earlier start of this run"
+    return later, (
+        f"the requests after it came to no steady time: the last of {len(later)} took {units.duration(min(later[-3:]))} "
+        f"to {units.duration(max(later[-3:]))}{known}; it may still compile"
+    )
 
 
 def _known_s(startup: Startup, deployment: Deployment) -> float | None:

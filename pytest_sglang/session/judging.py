@@ -78,7 +78,7 @@ def rate_of_row(measured: Throughput, limit: float, quantity: Any, scope: CheckS
         strict=scope.deployment.options.strict,
         power_w=scope.power_w,
         cause=slow_decode(measured, limit, quantity, scope),
-        unsettled=scope.unsettled,
+        unsettled=measured.unsettled,
         interval=scope.interval,
     )
 

@@ -91,7 +91,7 @@ class TritonCache(CacheView):
         active = deployment.controller.state().active
         if not self._keep and active and not deployment.controller.run_owned:
             try:
-                stopping.until_quiet(deployment)
+                stopping.until_quiet(deployment, never_ready=deployment.server.starting)
             except Inconclusive as busy:
                 self._keep = True
                 deployment.not_put_back("caches", f"{busy}, so the caches of before stay set aside")

@@ -212,12 +212,6 @@ class CheckScope:
         if self._final.verdict == "inconclusive":
             raise Inconclusive(self._final.message, because=self._final.inconclusive_because)
 
-    @property
-    def unsettled(self) -> str | None:
-        """Why the newest measurement must not decide although its interval could: the rate drifts, or may be falling."""
-        decision = self.decision
-        return decision.reason if decision is not None and decision.unsettled else None
-
     def interval(self, rates: Sequence[float], confidence: float) -> stats.Interval:
         """The interval of the look that ended the measurement: its error budget is shared with the looks before it."""
         decision, plain = self.decision, stats.interval(rates, confidence)

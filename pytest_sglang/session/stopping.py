@@ -29,10 +29,11 @@ SETTLE_S = 3.0
 STOP_LIMIT_S = 150.0
 
 
-def until_quiet(deployment: Deployment) -> None:
+def until_quiet(deployment: Deployment, *, never_ready: bool = False) -> None:
     """Back when no request runs or waits; others' are waited for up to --sglang-drain. Raises Inconclusive naming the counts.
 
-    A server whose load cannot be read is not stopped: somebody may be using it. One that accepts no connection serves nobody.
+    A server whose load cannot be read is not stopped: somebody may be using it. One that accepts no connection serves nobody, and
+    neither does one that this run started, that has not become ready (``never_ready``) and does not tell its load.
     """
     plane, begun, quiet = deployment.plane, time.monotonic(), False
     while True:
@@ -44,7 +45,7 @@ def until_quiet(deployment: Deployment) -> None:
             time.sleep(AGAIN_S)
             continue
         quiet = False
-        if isinstance(load, Unreadable) and plane.refuses():
+        if isinstance(load, Unreadable) and (never_ready or plane.refuses()):
             return
         waited_s = time.monotonic() - begun
         limit_s = max(deployment.options.drain_s, OWN_S)
@@ -175,3 +176,12 @@ def wait_until_over(deployment: Deployment) -> ControlState:
             return state
         deployment.progress(f"waiting for {deployment.controller.subject} to end, to start it again")
         time.sleep(0.2)
+
+
+def is_to_start(deployment: Deployment) -> bool:
+    """Whether an owner's server must be started to run again: also while a stop outlasts the wait (TimeoutStopSec=infinity).
+
+    A service manager keeps the start until the stop is over.
+    """
+    state = wait_until_over(deployment)
+    return not state.active or bool(state.stopping)

@@ -89,6 +89,8 @@ class Server(Change):
     limit_s = 130.0
     stop_under_way_s = 75.0
     """SGLang drains before it ends, and the run grants 60 s before SIGKILL: so long after the entry it may still be stopping."""
+    overdue_s = 70.0
+    """So long after the entry a stop that is still under way (TimeoutStopSec=90s by default) is followed by a start, which waits for it."""
     asked_within_s = 8.0
     """A stop whose tool was started just before the run died reaches the service manager within this time."""
     grace_s = 5.0
@@ -99,6 +101,8 @@ class Server(Change):
         from pytest_sglang.server.control import from_description
 
         self._controller: Controller = from_description(dict(context))
+        self._asked = False
+        """It has been told to start, which a service manager keeps until a stop under way is over."""
 
     def settle_s(self, entry: Entry) -> float:
         """A stop goes on in the service manager when the run that asked for it is dead."""
@@ -117,11 +121,12 @@ class Server(Change):
         return state.stopping is not False or time.time() < entry.at + self.asked_within_s
 
     def present(self, entry: Entry) -> dict[str, bool]:
-        """Whether the server's process lives, by its controller. Not seen is not the same as stopped."""
+        """Whether the server's process lives, by its controller. Not seen is not the same as stopped, and stopping is, in the end."""
         state = self._controller.state()
         if state.result == "unreadable" and not state.active:
             raise UndoError(f"whether {entry.target} runs cannot be told: {state.detail}")
-        return {"active": bool(state.active)}
+        overdue = state.stopping and not self._asked and time.time() > entry.at + self.overdue_s
+        return {"active": bool(state.active and not overdue)}
 
     def same(self, value: Any, present: Any) -> bool:
         """Both active, or both not."""
@@ -137,12 +142,14 @@ class Server(Change):
             self._controller.stop(self.grace_s)
             return
         failure: list[Exception] = []
+        self._asked = True
         thread = threading.Thread(target=_keep_error, args=(self._controller.start, failure), daemon=True)
         thread.start()
         # a unit of Type=notify keeps its start command waiting until it is ready, which may take 25 minutes
         deadline = time.monotonic() + self.start_looks_s
         while time.monotonic() < deadline and not failure:
-            if self._controller.state().active:
+            state = self._controller.state()
+            if state.active and not state.stopping:
                 return
             time.sleep(0.2)
         if failure:

@@ -62,8 +62,11 @@ def measure(
             confidence=workload.confidence,
         )
         deployment.progress(None)
+    decision = sequential.current()
+    if decision is not None and decision.unsettled:
+        result = msgspec.structs.replace(result, unsettled=decision.reason)
     if scope is not None:
-        scope.decision = sequential.current()
+        scope.decision = decision
     by_gpu = None
     if window is not None:
         result, by_gpu = hardware_side.observe(deployment, window, result, session.held)

@@ -59,7 +59,7 @@ def test_an_attached_server_gives_a_partial_pass_that_names_the_rest(tmp_path: P
         finally:
             server.kill()
     assert done.returncode == 0, done.stdout
-    assert last_line(done.stdout).startswith("PASS 3 of 6, 3 not checked")
+    assert last_line(done.stdout).startswith("PASS 3 of 7, 4 not checked")
     (path,) = tmp_path.glob("reports/*/run.json")
     run = json.loads(path.read_text())
     assert {each["id"]: each["verdict"] for each in run["checks"]} == dict.fromkeys(
@@ -69,6 +69,7 @@ def test_an_attached_server_gives_a_partial_pass_that_names_the_rest(tmp_path: P
     for check in ("warm-restart", "cold-start"):
         assert "none can be made: the rig file names no way to start it again" in reasons[check]
         assert "cannot be told from its log" in reasons[check]
+    assert "the rig file names no log" in reasons["server-log"]
     checks = {each["id"]: each for each in run["checks"]}
     assert "whose process that is, is not checked" in checks["server-identity"]["message"]
     assert "attach-only" in {each["kind"] for each in checks["findings"]["findings"]}

@@ -241,6 +241,17 @@ def test_a_server_that_was_ready_before_gives_the_start_that_it_had(fake: Fake, 
     assert again.ready_s == pytest.approx(first.ready_s, abs=1.1)
 
 
+def test_a_server_that_was_launched_days_ago_has_time_to_answer(fake: Fake, port: int) -> None:
+    """It is long over every budget of a start; busy with others' requests it takes seconds to answer."""
+    command = fake("--health-s", "3")
+    command.start()
+    with ControlPlane(f"http://127.0.0.1:{port}") as plane:
+        while plane.health() != 200:
+            time.sleep(0.05)
+    command.log_at_start = None
+    assert not _wait(command, port, launched_at=time.time() - 3 * 86_400.0, give_up_s=60.0).observed
+
+
 def test_a_start_in_progress_is_followed_by_whoever_comes_later(fake: Fake, port: int) -> None:
     command = fake("--open-after", "1.0")
     command.start()

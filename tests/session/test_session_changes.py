@@ -245,6 +245,19 @@ def test_kill_9_in_the_middle_of_a_stop_brings_the_owners_server_back(
     until(lambda: open_entries(state) == [])
 
 
+def test_a_stop_that_takes_longer_than_it_is_watched_is_followed_by_a_start(
+    state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that hangs on SIGTERM has systemd's 90 s: still active when the guard stops watching, it is none that came back."""
+    monkeypatch.setattr(undoers.Server, "start_looks_s", 0.5)
+    context = make_unit(tmp_path / "unit", "deactivating")
+    left(state, "server", "sglang.service", {"active": True, "pid": 4100}, STOPPED, context, age_s=74.0)
+    assert only(state)[0] == "undone"
+    assert unit_calls(tmp_path / "unit") == ["start"]
+    (tmp_path / "unit" / "state").write_text("inactive")
+    until(lambda: unit_state(tmp_path / "unit") == "active")
+
+
 @pytest.mark.parametrize(
     ("pid", "age_s"),
     [

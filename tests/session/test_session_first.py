@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pytest_sglang.record.values import CacheDiff, Phase, Startup
+from pytest_sglang.record.values import CacheDiff, Finding, Phase, Startup
 from pytest_sglang.rig.model import Rig, ServerPromise, StartPromise
 from pytest_sglang.server.log import TextLog
 from pytest_sglang.session import checks, first, starting
@@ -66,6 +66,31 @@ def test_a_ratio_that_is_not_known_is_inconclusive_with_the_reason() -> None:
 )
 def test_steady_is_what_stays_the_same(later: list[float], known: float | None, steady: bool) -> None:
     assert first.settled(later, known) is steady
+
+
+@pytest.mark.parametrize(("seconds", "ratio"), [(0.4, 12.5), (5.0, None)])
+def test_requests_that_stay_slow_are_no_steady_state(monkeypatch: pytest.MonkeyPatch, seconds: float, ratio: float | None) -> None:
+    """A server that compiles on and on: all of its requests are as slow as the first one, and the ratio would be 1."""
+    made = SimpleNamespace(invalid_because=None, begin_s=0.0, end_s=seconds)
+    monkeypatch.setattr("pytest_sglang.load.client.run_round", lambda *_, **__: made)
+    server = SimpleNamespace(url="http://127.0.0.1:1", model="m", history=[start(steady_request_s=0.42)])
+    deployment: Any = SimpleNamespace(server=server, plane=SimpleNamespace(api_key=None), progress=lambda text: None)
+    done = first.measured(start(first_request_s=5.0), deployment)
+    assert (done.first_request_ratio, starting.first_request(done, 5.0).verdict) == (ratio, "fail" if ratio else "inconclusive")
+    assert ("0.42 s in an earlier start of this run" in (done.first_request_why or "")) is (ratio is None)
+
+
+def test_a_log_or_a_unit_that_cannot_be_read_is_among_what_was_not_checked() -> None:
+    """Nothing in it contradicts the promises, because nothing of it was seen."""
+    unit = Finding("unit-unreadable", "warn", "sglang.service", "could not ask systemctl: no bus")
+    lost = Finding("log-unreadable", "warn", "journal of sglang.service", "no entries: nothing is known of its phases")
+    owner = SimpleNamespace(kind="systemd", findings=lambda start: [unit])
+    seen: Any = SimpleNamespace(controller=owner, rig=SimpleNamespace(start=None), environment_findings=list)
+    seen.scope = CheckScope(seen, checks.STANDARD["findings"])
+    server = SglangServer(seen, ServerPromise(url="http://127.0.0.1:1"))
+    server._last_start, server._identity = start(findings=(lost,)), SimpleNamespace(findings=())  # type: ignore[assignment]
+    assert server.judge_findings().verdict == "pass"
+    assert seen.scope.left_out == {"server-log": lost.detail, "server-unit": unit.detail}
 
 
 def test_a_start_that_nobody_watched_has_no_first_request_and_says_so_among_what_was_not_checked() -> None:

@@ -18,6 +18,7 @@ from pytest_sglang.session import checks, judging, starting
 from pytest_sglang.session.errors import NotChecked
 from pytest_sglang.session.recorder import Recorder
 from pytest_sglang.session.scope import CheckScope
+from pytest_sglang.session.wanted import MinThroughput
 
 
 def row(**given: Any) -> ThroughputRow:
@@ -85,6 +86,20 @@ def test_a_look_at_one_quantity_is_no_interval_of_the_other() -> None:
     here.decision = sequential.current()
     assert here.interval([40.0, 40.1, 39.9, 40.0, 40.05], 0.99).median == pytest.approx(40.0)
     assert here.interval([36.0, 36.1, 35.9, 36.0, 36.05], 0.99).median == pytest.approx(36.0)
+
+
+def test_what_was_unsettled_stays_so_whatever_is_measured_or_taken_over_afterwards() -> None:
+    drifting = msgspec.structs.replace(throughput(40.0, 40.0, 40.0), unsettled="the rate drifts: -3 % over the rounds")
+    settled = Sequential(38.0)
+    for rate in (40.0, 40.1, 39.9, 40.0, 40.05):
+        settled.add(rate)
+    wanted = MinThroughput(min_tok_s=38.0)
+    here = CheckScope(scope(rig(row())).deployment, checks.STANDARD["decode-throughput"], (wanted,), 250.0)
+    here.throughputs.append(drifting)
+    here.decision = settled.current()
+    judged = judging.rate(wanted, here)
+    assert judged is not None
+    assert (judged.verdict, judged.inconclusive_because) == ("inconclusive", drifting.unsettled)
 
 
 def test_a_level_without_a_row_is_inconclusive_and_says_what_was_measured() -> None:

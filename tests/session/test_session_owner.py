@@ -9,21 +9,24 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from session_engine import FAKE, container_pid, engine_calls, make_engine
 from session_fakes import dead_journal
 
+from pytest_sglang.record.clock import SystemClock
 from pytest_sglang.rig import load
 from pytest_sglang.server import control
 from pytest_sglang.server.container import Container
-from pytest_sglang.server.control import ControlError
+from pytest_sglang.server.control import ControlError, ControlState
 from pytest_sglang.server.http import ControlPlane
 from pytest_sglang.session import opening
 from pytest_sglang.session.deployment import Deployment
 from pytest_sglang.session.errors import Inconclusive, NotChecked
 from pytest_sglang.session.options import RunOptions
+from pytest_sglang.session.server import SglangServer
 from pytest_sglang.session.undo import undo
 from pytest_sglang.simulator.rig import free_port
 
@@ -200,3 +203,24 @@ def test_a_command_of_the_run_s_own_ends_with_it(opened: Opened, port: int, monk
     deployment.close()
     assert not deployment.answers()
     assert deployment.controller.state().result == "timeout"
+
+
+def test_a_start_that_brought_nothing_is_told_though_systemd_s_stamp_is_never_twice_the_same() -> None:
+    clock, began = SystemClock(), time.monotonic() - 4000.0
+
+    def unit(pid: int, started: float) -> ControlState:
+        return ControlState(active=True, pid=pid, started_at=clock.from_monotonic(started))
+
+    def after(now: ControlState) -> None:
+        owner = SimpleNamespace(subject="sglang.service", state=lambda: now)
+        server = SglangServer(SimpleNamespace(controller=owner), None)  # type: ignore[arg-type]
+        server._before_stop = before
+        server._is_another_process()
+
+    before = unit(4711, began)
+    after(unit(4712, began + 4000.0))
+    after(unit(4711, began + 4000.0))  # the same number, given again
+    with pytest.raises(ControlError, match="pid 4711 is the process that ran before"):
+        after(unit(4711, began))
+    with pytest.raises(ControlError, match="pid 4711 is the process that ran before"):
+        after(ControlState(active=True, pid=4711))

@@ -14,6 +14,7 @@ from pytest_sglang.record.values import Finding
 from pytest_sglang.server.control import ControlError, ControlState
 from pytest_sglang.server.http import Load, Unreadable
 from pytest_sglang.session import stopping
+from pytest_sglang.session.deployment import Deployment
 from pytest_sglang.session.errors import Inconclusive
 
 GIB = 2**30
@@ -151,6 +152,14 @@ def test_a_load_that_cannot_be_read_is_not_no_load(clock: Clock) -> None:
 def test_a_server_that_accepts_no_connection_serves_nobody(clock: Clock) -> None:
     stopping.until_quiet(deployment(Plane(Unreadable("refused"), refuses=True)))
     assert clock.now == 100.0
+
+
+def test_one_that_never_became_ready_is_stopped_unless_it_tells_of_requests(clock: Clock) -> None:
+    """A cold start that hangs with its port open: its caches must come back."""
+    stopping.until_quiet(deployment(Plane(Unreadable("no answer within 5 s"))), never_ready=True)
+    assert clock.now == 100.0
+    with pytest.raises(Inconclusive, match="2 running, 0 waiting"):
+        stopping.until_quiet(deployment(Plane(Load(running=2, waiting=0))), never_ready=True)
 
 
 def test_a_request_of_ours_that_was_cut_off_is_given_its_moment(clock: Clock) -> None:
@@ -330,3 +339,39 @@ def test_another_process_is_not_the_one_that_was_stopped(clock: Clock) -> None:
 def test_without_a_stop_nothing_is_waited_for(clock: Clock) -> None:
     assert stopping.wait_until_over(deployment(controller=Controller(RUNNING))) == RUNNING
     assert clock.now == 100.0
+
+
+# --- as it was found ---------------------------------------------------------------------------------------------------------
+
+
+class Starts(Controller):
+    started = 0
+
+    def start(self) -> None:
+        self.started += 1
+
+
+def put_back(*states: ControlState, aside: list[str]) -> tuple[Any, Starts, list[str]]:
+    """A run that has stopped its owner's server and ends."""
+    seen, owner, resolved = interrupted(), Starts(*states), []
+    seen.journal = SimpleNamespace(resolve=lambda entry, why: resolved.append(entry))
+    seen.stopped_entry, seen.started_entry, seen.kernels = SimpleNamespace(id="stopped"), None, SimpleNamespace(aside=aside)
+    seen.controller = seen._controller = owner
+    seen.not_put_back = lambda subject, detail: seen.told.append(detail)
+    Deployment._server_as_found(seen)
+    return seen, owner, resolved
+
+
+def test_a_stop_that_outlasts_the_wait_is_followed_by_a_start(clock: Clock) -> None:
+    """TimeoutStopSec=infinity: an active unit that is being stopped is no server that was started again."""
+    _, owner, resolved = put_back(stopping_state(), aside=[])
+    assert clock.now > 240
+    assert (owner.started, resolved) == (1, ["stopped"])
+
+
+def test_a_server_waits_for_caches_that_could_not_be_put_back(clock: Clock) -> None:
+    """Resolved, its stop would be forgotten: whoever undoes the rest stops it for the caches, and would not start it again."""
+    seen, owner, resolved = put_back(ENDED, aside=["moved"])
+    assert (owner.started, resolved) == (0, [])
+    assert "started when its caches are back" in seen.told[-1]
+    assert seen.stopped_entry is not None

@@ -170,6 +170,19 @@ def test_a_server_that_must_come_back_is_started_also_where_the_limit_is_used_up
     unit.serves()
 
 
+def test_a_start_asked_for_while_a_stop_is_under_way_comes_after_it(make_unit: Make) -> None:
+    """A run that was interrupted in a long stop: what it asks for at its end is kept by systemd."""
+    unit = make_unit("ExecStop=/bin/sleep 3\nTimeoutStopSec=60")
+    pid = unit.start()
+    systemctl("--no-block", "stop", unit.file)
+    controller = unit.controller()
+    until(lambda: controller.state().stopping)
+    assert controller.state().active
+    controller.start()
+    until(lambda: unit.main_pid() not in (0, pid))
+    unit.serves()
+
+
 def test_a_unit_without_a_limit_is_never_refused(make_unit: Make) -> None:
     unit = make_unit(unit="StartLimitIntervalSec=0\nStartLimitBurst=1")
     unit.start()
