@@ -74,7 +74,7 @@ def _hands_off(state_dir: Path, file: JournalFile) -> str | None:
     if file.owner is None:
         return None
     if file.owner.alive():
-        return f"its run is alive, {file.owner.describe(file.entries[0].at)}"
+        return f"its run is alive, {file.owner.describe(file.entries[0].at if file.entries else None)}"
     for name in file.locks:
         holder = locks.holder(state_dir, name)
         if holder is not None and holder.owner.pid != os.getpid() and holder.owner.alive():
