@@ -411,6 +411,13 @@ def test_no_recompilation_promises_zero_of_names_runs_graphs_and_rewritten_kerne
     assert judged(start(), warm_capture_share=0.4) == {"capture_share": "pass"}
 
 
+def test_caches_that_hold_nothing_before_and_after_prove_nothing() -> None:
+    nowhere = Startup(kind="warm", launched_at=0.0, autotune_runs=0, cache_diff=CacheDiff())
+    told = judged(nowhere, max_new_kernels=0, max_new_variants=0)
+    assert told.pop("autotune_runs") == "pass"
+    assert told == dict.fromkeys(("new_kernels", "recompiled_kernels", "new_graphs", "new_variants"), "inconclusive")
+
+
 def test_a_cause_is_told_once() -> None:
     found = starting.compiled(
         start(new_kernels=("k",), new_graphs=1, graph_paths=("/c/fxgraph/ab/" + "f" * 52 + "/x",)),
