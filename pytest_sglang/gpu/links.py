@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import combinations
 from typing import Literal
@@ -163,7 +164,15 @@ class Topology(Value, frozen=True, kw_only=True):
         """The links as the judge takes them."""
         unreadable = {index: Unreadable(missing.reason, missing.permission) for index, missing in self.unreadable.items()}
         levels = {pair: level for pair, level in self.ancestors.items() if level is not None}
-        return FoundLinks(pairs=self.pairs, unreadable=unreadable, p2p=self.p2p_nvlink, levels=levels)
+        return FoundLinks(pairs=self.pairs, unreadable=unreadable, nameless=self._nameless(), p2p=self.p2p_nvlink, levels=levels)
+
+    def _nameless(self) -> dict[int, int]:
+        """Active links by card of which neither a card here nor a kind of partner is told."""
+        here = {card.pci for card in self.cards}
+        counts = Counter(
+            link.gpu for link in self.links if link.active and link.remote_type is None and link.remote_pci not in here
+        )
+        return dict(counts)
 
 
 def read(nvml: Nvml, cards: Sequence[Card] | None = None) -> Topology:

@@ -137,6 +137,15 @@ def repeats(
     return findings
 
 
+def went_down(before: frozenset[str], after: frozenset[str]) -> list[Finding]:
+    """Links (``"GPU 0 link 2"``) that were up before the load and are not behind it: their counters are gone with them."""
+    remedy = "reseat the bridge with the rig off, clean its contacts; look for Xid 74 in the kernel log"
+    return [
+        Finding("nvlink-down", "fail", link, "the link was up before the load and is down after it", remedy)
+        for link in sorted(before - after)
+    ]
+
+
 def checksums(counts: Mapping[str, int], when: str) -> str:
     """Mended checksum errors of many links in one line."""
     most = max(counts, key=lambda label: counts[label])

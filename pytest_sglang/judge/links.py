@@ -20,12 +20,14 @@ FARTHEST = 60
 class FoundLinks(Value, frozen=True, kw_only=True):
     """NVLink as found. ``pairs``: active links between two GPUs, by NVML index (smaller first); a pair without any is absent.
 
-    ``unreadable``: cards whose links cannot be read at all, by index. ``p2p``: NVLink peer-to-peer status, "OK" where programs can
+    ``unreadable``: cards whose links cannot be read at all, by index. ``nameless``: active links of a card whose other end the driver
+    does not tell. ``p2p``: NVLink peer-to-peer status, "OK" where programs can
     use the links. ``levels``: nearest common PCIe ancestor, NVML's number, the smaller the nearer.
     """
 
     pairs: dict[Pair, int] = {}
     unreadable: dict[int, Unreadable] = {}
+    nameless: dict[int, int] = {}
     p2p: dict[Pair, str] = {}
     levels: dict[Pair, int] = {}
 
@@ -90,6 +92,10 @@ def _pair(one: FoundGpu, other: FoundGpu, wanted: int | None, links: FoundLinks)
     active = links.between(one.index, other.index)
     if active >= (wanted if wanted is not None else 1):
         return _unusable(subject, links.p2p.get((min(one.index, other.index), max(one.index, other.index)))), active
+    hidden = min(links.nameless.get(gpu.index, 0) for gpu in (one, other))
+    if hidden and active + hidden >= (wanted if wanted is not None else 1):
+        why = Unreadable(f"{hidden} active links whose other end the driver does not tell")
+        return unknown("nvlink", subject, "NVLink partner", why), None
     if active > 0:
         detail = f"only {active} of {wanted} NVLink links are up"
         return Finding(

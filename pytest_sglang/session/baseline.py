@@ -47,9 +47,13 @@ def names_of(folder: Path) -> list[str]:
         return []
 
 
-def find(reports: Path, rig: str, name: str) -> store.Stored | None:
-    """The baseline of this name and rig; None = there is none."""
-    found = [each for each in store.runs(reports)[0] if each.rig_name == rig and name in names_of(Path(each.folder))]
+def find(reports: Path, rig: str, name: str, *, simulated: bool = False) -> store.Stored | None:
+    """The baseline of this name and rig, a simulated run's or a real one's; None = there is none."""
+    found = [
+        each
+        for each in store.runs(reports)[0]
+        if (each.rig_name, each.simulated) == (rig, simulated) and name in names_of(Path(each.folder))
+    ]
     return found[-1] if found else None
 
 
@@ -58,7 +62,7 @@ def save(folder: Path, run: Run, name: str) -> str:
     if run.verdict != "pass":
         return f"baseline {name!r} not saved: the run is {run.verdict}, not a pass"
     rig = str(run.rig.get("name") or "unnamed rig")
-    old = find(folder.parent, rig, name)
+    old = find(folder.parent, rig, name, simulated=run.simulated)
     records.write_atomic(folder / store.KEPT, "".join(f"{each}\n" for each in dict.fromkeys([*names_of(folder), name])))
     if old is not None and Path(old.folder).resolve() != folder.resolve():
         left = [each for each in names_of(Path(old.folder)) if each != name]
@@ -73,7 +77,7 @@ def save(folder: Path, run: Run, name: str) -> str:
 def judge(deployment: Deployment, name: str) -> list[Judgement]:
     """This run's measurements against the baseline: refused where their keys differ in more than one thing."""
     reports, run = deployment.options.report_dir, deployment.recorder.run
-    stored = find(reports, deployment.rig.name, name)
+    stored = find(reports, deployment.rig.name, name, simulated=run.simulated)
     if stored is None:
         return [
             inconclusive(

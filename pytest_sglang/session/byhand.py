@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import time
 from collections.abc import Collection, Sequence
@@ -17,6 +18,9 @@ from pytest_sglang.session.errors import Refused
 from pytest_sglang.session.journal import Journal
 from pytest_sglang.session.locks import LockHeld, RigLocks
 from pytest_sglang.session.state import Owner, state_dir
+
+_OUR_TOKEN = re.compile(r"\d{4}-?\d\d-?\d\dT[\d-]+Z-.*[0-9a-f]{4}")
+"""Names that set-aside and runs give: a time and something random. ``cache.aside-old`` was named by its owner."""
 
 
 class Done(NamedTuple):
@@ -61,6 +65,12 @@ def stopped(running_as: str | None) -> None:
         raise Refused(f"the server is running, and caches are not renamed under it: stop it first ({running_as})")
 
 
+def known(unseen: str | None) -> None:
+    """Raise Refused where ``unseen`` says why it is not known what would be renamed or removed, or under whom."""
+    if unseen is not None:
+        raise Refused(f"no cache is touched: {unseen}")
+
+
 def restore(places: Sequence[CachePlace], locks: Sequence[str]) -> list[Done]:
     """Put back every cache that is set aside, the newest first; what has grown meanwhile is kept beside it. Raises Refused."""
     standing = _standing(places)
@@ -79,9 +89,13 @@ def restore(places: Sequence[CachePlace], locks: Sequence[str]) -> list[Done]:
 def drop(places: Sequence[CachePlace], locks: Sequence[str]) -> list[Done]:
     """Remove what is set aside, for good. Raises Refused while nothing was compiled in its place."""
     standing = _standing(places)
+    ours = [each for each in standing if _OUR_TOKEN.fullmatch(each.token)]
+    if not ours:
+        named = ", ".join(str(each.aside) for each in standing)
+        raise Refused(f"{named}: not a name that pytest-sglang gives, so it is somebody else's to remove")
     out = []
     with _Changing(locks):
-        for each in standing:
+        for each in ours:
             try:
                 aside.drop(each)
             except AsideError as error:

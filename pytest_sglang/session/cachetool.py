@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from pytest_sglang.cache.integrity import Running
 from pytest_sglang.cache.locate import CachePlace
@@ -20,6 +20,9 @@ from pytest_sglang.session.errors import Refused
 from pytest_sglang.session.journal import Journal
 from pytest_sglang.session.options import RunOptions
 from pytest_sglang.session.state import Owner, state_dir
+
+if TYPE_CHECKING:
+    from pytest_sglang.server.control import ControlState
 
 
 class Opened(NamedTuple):
@@ -34,6 +37,8 @@ class Opened(NamedTuple):
     simulated: bool = False
     running_as: str | None = None
     """How the server that uses them is stopped; None = it does not run, or is not known."""
+    unseen: str | None = None
+    """Why it cannot be told whether the server runs, or where its caches are; None = it can."""
 
     def look(self) -> Look:
         """Everything about them. Of named directories nothing can be said on users, units and running versions."""
@@ -114,7 +119,20 @@ def of_server(options: RunOptions) -> Iterator[Opened]:
             view.running(),
             simulated=simulation is not None,
             running_as=_how_to_stop(controller.kind, controller.subject) if state.active else None,
+            unseen=_unseen(controller.kind, state),
         )
+
+
+def _unseen(kind: str, state: ControlState) -> str | None:
+    """Why caches must not be renamed or removed by what is known of the server; None = nothing is against it."""
+    if state.active:
+        return None
+    if state.result == "unreadable":
+        return f"whether the server runs cannot be told: {state.detail}"
+    if kind == "container":
+        # the same paths on this machine are somebody else's
+        return "the container does not run, and its paths are not this machine's: name the directories (of its volumes)"
+    return None
 
 
 def _how_to_stop(kind: str, subject: str) -> str:

@@ -69,6 +69,8 @@ class JournalFile(NamedTuple):
     resolved: dict[int, str]
     locks: tuple[str, ...] = ()
     damaged: int = 0
+    covered_by: Owner | None = None
+    """Whose locks these are: a run that has changed nothing yet has no entry."""
 
     @property
     def open(self) -> tuple[Entry, ...]:
@@ -77,8 +79,8 @@ class JournalFile(NamedTuple):
 
     @property
     def owner(self) -> Owner | None:
-        """Whose changes these are; None for a file without a readable entry."""
-        return self.entries[-1].owner if self.entries else None
+        """Whose changes these are; None for a file without a readable line of it."""
+        return self.entries[-1].owner if self.entries else self.covered_by
 
 
 class Journal:
@@ -125,7 +127,7 @@ class Journal:
     def covers(self, locks: list[str]) -> None:
         """Name the locks under which this run works: its changes are not undone under a later run that holds one of them."""
         with self._mutex:
-            self._write({"line": "locks", "names": list(locks)}, "nothing was changed")
+            self._write({"line": "locks", "names": list(locks), "owner": self.owner.plain()}, "nothing was changed")
 
     @property
     def open(self) -> tuple[Entry, ...]:
@@ -205,6 +207,7 @@ def read(path: Path) -> JournalFile:
     resolved: dict[int, str] = {}
     locks: tuple[str, ...] = ()
     damaged = 0
+    covered_by: Owner | None = None
     for raw in path.read_bytes().split(b"\n"):
         if not raw.strip(b" \x00"):
             continue
@@ -217,9 +220,10 @@ def read(path: Path) -> JournalFile:
                 resolved[int(data["id"])] = str(data["how"])
             elif data["line"] == "locks":
                 locks = tuple(str(name) for name in data["names"])
+                covered_by = Owner.from_plain(data["owner"]) if "owner" in data else None
         except (ValueError, KeyError, TypeError):
             damaged += 1
-    return JournalFile(path, path.name.removesuffix(SUFFIX), tuple(entries.values()), resolved, locks, damaged)
+    return JournalFile(path, path.name.removesuffix(SUFFIX), tuple(entries.values()), resolved, locks, damaged, covered_by)
 
 
 def open_entries(state_dir: Path, run_id: str | None = None) -> list[JournalFile]:

@@ -54,8 +54,10 @@ class TritonCache(CacheView):
         if not deployment.options.may_go_cold and not deployment.controller.run_owned:
             raise NotChecked("the caches are not set aside without --sglang-allow-cold")
         places = self.places
-        was_active = deployment.controller.state().active
-        pid = deployment.controller.state().pid
+        state = deployment.controller.state()
+        if state.result == "unreadable" and not state.active:
+            raise Inconclusive(f"whether {deployment.controller.subject} is active cannot be read: {state.detail}")
+        was_active, pid = state.active, state.pid
         refused = aside.refusals(
             places,
             allow_temporary=deployment.controller.kind == "command",

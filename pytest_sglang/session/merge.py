@@ -66,7 +66,8 @@ def merge(folders: Sequence[Path], expected: Sequence[str] = ()) -> Fleet:
     if not found and not skipped:
         raise Refused(f"no run in {', '.join(map(str, folders))} (give run folders, or a folder that holds them)")
     newest: dict[str, Stored] = {}
-    for run in sorted(found, key=lambda each: each.started):
+    # a simulated run says nothing of a node that has a real one
+    for run in sorted(found, key=lambda each: (not each.simulated, each.started)):
         newest[node_of(run)] = run
     nodes = tuple(sorted(newest))
     promises = tuple(dict.fromkeys(history.label_of(check) for node in nodes for check in newest[node].checks))

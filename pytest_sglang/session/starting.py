@@ -107,6 +107,10 @@ def _count(quantity: str, startup: Startup, limit: int) -> Judgement:
         return limits.max_count(quantity, None, limit, why_missing=why)
     if diff.unreadable:
         return limits.max_count(quantity, None, limit, why_missing=f"cache not readable: {diff.unreadable[0]}")
+    if not diff.before_entries and not diff.caches:
+        # a server that compiled nothing and found nothing keeps its kernels where we do not look
+        why = "no cache that was looked at holds an entry: they are another user's, a container's, or elsewhere"
+        return limits.max_count(quantity, None, limit, why_missing=why)
     names = {
         "new_kernels": diff.new_kernels,
         "new_variants": diff.new_variants,

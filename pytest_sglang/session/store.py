@@ -117,17 +117,17 @@ def whole(stored: Stored) -> Run:
     return records.read(Path(stored.folder))
 
 
-def prune(folder: Path, keep: int, *, dry_run: bool = False) -> list[Path]:
+def prune(folder: Path, keep: int, *, rig: str | None = None, dry_run: bool = False) -> list[Path]:
     """Remove the oldest finished run folders beyond ``keep`` a rig; a named baseline and what is not a run are never touched.
 
-    Gives the folders that went (or would go). Raises ValueError for ``keep`` below 1.
+    ``rig``: only runs of this one. Simulated runs are counted apart: they must not push real ones out. Gives the folders that went (or would go). Raises ValueError for ``keep`` below 1.
     """
     if keep < 1:
         raise ValueError(f"retention of {keep} runs: at least 1 is kept (write e.g. --keep 50)")
-    by_rig: dict[str, list[Stored]] = {}
+    by_rig: dict[tuple[str, bool], list[Stored]] = {}
     for each in runs(folder)[0]:
-        if each.finished is not None and not (Path(each.folder) / KEPT).exists():
-            by_rig.setdefault(each.rig_name, []).append(each)
+        if each.finished is not None and rig in (None, each.rig_name) and not (Path(each.folder) / KEPT).exists():
+            by_rig.setdefault((each.rig_name, each.simulated), []).append(each)
     gone = [Path(each.folder) for stored in by_rig.values() for each in stored[:-keep]]
     for path in gone:
         if not dry_run:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from statistics import median_low
 from typing import TYPE_CHECKING
@@ -29,14 +30,19 @@ _GPU_IDLE = 0x1
 
 
 class Counters(Value, frozen=True, kw_only=True):
-    """Error counters by label, and why some of the promised ones cannot be read."""
+    """Error counters by label, why some of the promised ones cannot be read, and the links that were up. ``at_s``: monotonic."""
 
     counts: dict[str, int] = {}
     unreadable: dict[str, Unreadable] = {}
+    up: frozenset[str] = frozenset()
+    at_s: float = 0.0
 
 
 class UnderLoad(Value, frozen=True, kw_only=True):
-    """One load: its seconds, each serving card's PCIe generation (median) and width (lowest) in it by UUID, counters around it."""
+    """One load: each serving card's PCIe generation (median) and width (lowest) in it by UUID, counters around it.
+
+    ``seconds`` lie between the two readings of the counters: heat soak, warm-ups and discarded rounds count with the others.
+    """
 
     seconds: float
     pcie: dict[str, tuple[int | None, int | None]]
@@ -61,7 +67,8 @@ def counters(hardware: Hardware, cards: Iterable[Card]) -> Counters:
     for index in {each.gpu for each in topology.links if each.active}:
         if not any(label.startswith(f"GPU {index} link ") for label in counts):
             unreadable[f"GPU {index} NVLink errors"] = Unreadable("the driver gives no error counter of its links")
-    return Counters(counts=counts, unreadable=unreadable)
+    up = frozenset(f"GPU {each.gpu} link {each.link}" for each in topology.links if each.active)
+    return Counters(counts=counts, unreadable=unreadable, up=up, at_s=time.monotonic())
 
 
 def seen(hardware: Hardware, window: EnergyWindow, result: Throughput, before: Counters) -> UnderLoad | None:
@@ -80,8 +87,8 @@ def seen(hardware: Hardware, window: EnergyWindow, result: Throughput, before: C
         gens = [each.pcie_gen for each in samples if each.pcie_gen is not None]
         widths = [each.pcie_width for each in samples if each.pcie_width is not None]
         found[card.uuid] = (median_low(gens) if gens else None, min(widths) if widths else None)
-    seconds = sum(each.end_s - each.begin_s for each in rounds)
-    return UnderLoad(seconds=seconds, pcie=found, before=before, after=counters(hardware, hardware.serving))
+    after = counters(hardware, hardware.serving)
+    return UnderLoad(seconds=after.at_s - before.at_s, pcie=found, before=before, after=after)
 
 
 def judged(deployment: Deployment) -> Judgement:
@@ -103,6 +110,7 @@ def _one(hardware: Hardware, load: UnderLoad, deployment: Deployment) -> Judgeme
     links_ok = judge.pcie_under_load(rig.gpus, loaded, unavailable=rig.unavailable)
     again = [
         *health.repeats(load.before.counts, load.after.counts, load.seconds, unavailable=rig.unavailable),
+        *([] if "nvlink" in rig.unavailable else health.went_down(load.before.up, load.after.up)),
         *_unread(load.after, deployment),
     ]
     good = "PCIe links under load are as promised, and nothing was sent again"

@@ -74,7 +74,7 @@ def _hands_off(state_dir: Path, file: JournalFile) -> str | None:
     if file.owner is None:
         return None
     if file.owner.alive():
-        return f"its run is alive, {file.owner.describe(file.entries[0].at)}"
+        return f"its run is alive, {file.owner.describe(file.entries[0].at if file.entries else None)}"
     for name in file.locks:
         holder = locks.holder(state_dir, name)
         if holder is not None and holder.owner.pid != os.getpid() and holder.owner.alive():
@@ -175,7 +175,7 @@ class _Undoing:
             undoing = changes.undoer(entry)
         except Exception as error:
             return self._failed(entry, error)
-        if undoing.lost_by_reboot and rebooted(entry):
+        if _reset_by_reboot(entry, undoing):
             return self._close(
                 entry, "nothing to do", f"{changes.name_of(entry)}: the machine was rebooted since, which has reset it"
             )
@@ -238,7 +238,7 @@ def _foresee(file: JournalFile) -> Iterator[Outcome]:
                 action, detail = "nothing to do", f"{changes.name_of(entry)} would be gone with {removed[0]}"
             else:
                 undoing = changes.undoer(entry)
-                if undoing.lost_by_reboot and rebooted(entry):
+                if _reset_by_reboot(entry, undoing):
                     action, detail = (
                         "nothing to do",
                         f"{changes.name_of(entry)}: the machine was rebooted since, which has reset it",
@@ -262,6 +262,12 @@ def rebooted(entry: Entry) -> bool:
     """Whether the machine was booted since the change was made; False where the kernel does not tell."""
     now = boot_id()
     return bool(now and entry.boot_id) and now != entry.boot_id
+
+
+def _reset_by_reboot(entry: Entry, undoing: Undoer) -> bool:
+    """Whether a reboot has settled a change: what runs now, the boot or its owner has started, and it is not ours to stop."""
+    started = entry.kind == "server" and isinstance(entry.before, dict) and entry.before.get("active") is False
+    return (undoing.lost_by_reboot or started) and rebooted(entry)
 
 
 def mentions(value: Any, directory: str) -> bool:

@@ -192,9 +192,15 @@ class CacheAside(Change):
         return _at(value)
 
     def undo(self, entry: Entry) -> None:
-        """Rename it back; what the run's own cold start has written there is removed."""
-        from pytest_sglang.cache import aside
+        """Rename it back; what the run's own cold start has written there is removed. Not under a server that a boot has started."""
+        from pathlib import Path
 
+        from pytest_sglang.cache import aside
+        from pytest_sglang.cache.users import users_of
+        from pytest_sglang.session.undo import rebooted
+
+        for user in users_of([Path(_at(entry.before))]) if rebooted(entry) else ():
+            raise UndoError(f"{user.path} is in use by pid {user.pid} ({user.command}): stop it, then pytest-sglang undo")
         aside.restore([aside.described(_at(entry.before), _at(entry.after), self._context)])
 
     def tidy(self, entry: Entry) -> None:

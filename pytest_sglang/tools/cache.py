@@ -71,6 +71,7 @@ def _opened(arguments: argparse.Namespace, words: list[str]) -> AbstractContextM
 def _act(action: str, opened: Opened, as_json: bool) -> int:
     from pytest_sglang.session import byhand
 
+    byhand.known(opened.unseen)
     if action != "drop":
         byhand.stopped(opened.running_as)
     if action == "set-aside":

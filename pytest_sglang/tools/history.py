@@ -50,7 +50,7 @@ def _keep(arguments: argparse.Namespace) -> int:
     from pytest_sglang.session.errors import Refused
 
     try:
-        gone = store.prune(arguments.folder, arguments.keep, dry_run=arguments.dry_run)
+        gone = store.prune(arguments.folder, arguments.keep, rig=arguments.rig, dry_run=arguments.dry_run)
     except ValueError as error:
         raise Refused(str(error)) from None
     if arguments.json:

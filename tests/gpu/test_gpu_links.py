@@ -9,6 +9,9 @@ from nvml_fakes import NOT_SUPPORTED, Err, FakeNvml, bridge, card_3090, eight_on
 
 from pytest_sglang.gpu import links
 from pytest_sglang.gpu.nvml import GpuLost, Missing, Nvml
+from pytest_sglang.judge.hardware import FoundGpu
+from pytest_sglang.judge.links import nvlink
+from pytest_sglang.rig.model import GpuPromise, NvlinkPromise
 
 
 def topology(module: FakeNvml) -> links.Topology:
@@ -120,6 +123,23 @@ def test_best_gpus_prefers_bridges_over_low_indices():
     assert found.best_gpus(3) == (0, 1, 3)
     with pytest.raises(ValueError, match="there are 4 GPUs"):
         found.best_gpus(5)
+
+
+def test_switch_links_whose_other_end_is_not_told_are_unreadable_and_not_missing():
+    module = eight_on_nvswitch()
+    for card in module.cards:
+        card["NvLinkRemoteDeviceType"] = NOT_SUPPORTED
+    found = topology(module)
+    assert found.pairs == {}
+    assert found.found().nameless == dict.fromkeys(range(8), 18)
+    gpus, cards = [GpuPromise(index=index) for index in range(8)], [FoundGpu(index=index, uuid=str(index)) for index in range(8)]
+    judged = nvlink(NvlinkPromise(pairs=((0, 1),), links=18), gpus, cards, found.found())
+    assert judged.verdict == "inconclusive"
+    assert "18 active links whose other end the driver does not tell" in judged.message
+    module.cards[0]["NvLinkState"] = lambda link: int(link < 17)
+    assert nvlink(NvlinkPromise(pairs=((0, 1),), links=18), gpus, cards, topology(module).found()).verdict == "fail"
+    # a bridge to a card that a container hides is told: that is no partner here
+    assert topology(six_3090()).found().nameless == {}
 
 
 def test_lost_card_while_reading_links_is_told():

@@ -113,6 +113,14 @@ def test_a_counter_that_is_new_or_was_reset_shows_no_growth():
     assert health.repeats({"GPU 0 PCIe replays": 900}, {"GPU 0 PCIe replays": 2}, 60.0) == []
 
 
+def test_a_link_that_went_down_under_load_fails_although_its_counters_are_gone():
+    before = frozenset({"GPU 0 link 0", "GPU 0 link 1"})
+    assert health.repeats({"GPU 0 link 1 replay": 0}, {}, 60.0) == []
+    [down] = health.went_down(before, frozenset({"GPU 0 link 0"}))
+    assert (down.kind, down.severity, down.subject) == ("nvlink-down", "fail", "GPU 0 link 1")
+    assert health.went_down(before, before | {"GPU 1 link 0"}) == []
+
+
 def test_waived_counters_are_not_judged():
     after = {"GPU 0 PCIe replays": 900, "GPU 0 link 1 replay": 900}
     before = dict.fromkeys(after, 0)

@@ -31,6 +31,7 @@ def stored(
     output_tokens: int = 128,
     seed: int = 0,
     finished: bool = True,
+    simulated: bool = False,
 ) -> Path:
     """A finished run of one measurement (and one warm start), written below ``folder``."""
     rng = random.Random(f"{name} {seed}")
@@ -79,7 +80,7 @@ def stored(
         run_id=name,
         started=started,
         finished=started if finished else None,
-        simulated=False,
+        simulated=simulated,
         verdict=verdict if finished else "inconclusive",  # type: ignore[arg-type]
         exit_code=0,
         power_levels_w=(power_w,),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +20,7 @@ from pytest_sglang.session.cachetool import Opened, named
 from pytest_sglang.session.cacheview import CacheView, Source
 from pytest_sglang.session.errors import Refused
 from pytest_sglang.session.journal import Journal
+from pytest_sglang.session.options import RunOptions
 from pytest_sglang.session.past import Basis
 from pytest_sglang.session.state import Owner, state_dir
 from pytest_sglang.session.undo import undo
@@ -219,6 +221,57 @@ def test_by_hand_there_and_back_through_the_command_line(
     assert [path.name for path in cache.iterdir()] == ["new"]
 
 
+def test_a_directory_that_its_owner_named_alike_is_not_dropped(tmp_path: Path, lasting: Path) -> None:
+    with named([made(tmp_path).config.triton_dir]) as subject:
+        byhand.set_aside(subject.places, Machine(), ())
+        cache = subject.places[0].path
+        (cache / "new").write_text("compiled since")
+        kept = cache.with_name(f"{cache.name}.aside-before-upgrade")
+        kept.mkdir()
+        (kept / "precious").write_text("months of service")
+        [gone] = byhand.drop(subject.places, ())
+        assert gone.aside != str(kept)
+        with pytest.raises(Refused, match="not a name that pytest-sglang gives"):
+            byhand.drop(subject.places, ())
+        assert (kept / "precious").exists()
+
+
+def test_what_a_run_sets_aside_has_a_name_of_ours(tmp_path: Path) -> None:
+    from pytest_sglang.session.opening import run_id
+
+    for levels in ((), (250.0,), (250.0, 300.0, 390.0), (1.0, 2.0, 3.0, 4.0)):
+        for rig in (None, "simulated"):
+            assert byhand._OUR_TOKEN.fullmatch(run_id(RunOptions(rootdir=tmp_path, rig=rig, power_levels_w=levels)))
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (
+            '[{"State": {"Running": false, "Status": "exited"}, "Config": {"Env": ["HOME=HERE"]}}]',
+            "its paths are not this machine's",
+        ),
+        ("permission denied", "whether the server runs cannot be told"),
+    ],
+)
+def test_the_paths_of_a_container_that_cannot_be_seen_are_not_taken_for_this_machines(
+    tmp_path: Path, lasting: Path, answer: str, told: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pytest_sglang.cli import main
+
+    cache = tmp_path / ".triton" / "cache"
+    (cache / "AAA").mkdir(parents=True)
+    (tmp_path / "docker").write_text(f"#!/bin/sh\necho '{answer.replace('HERE', str(tmp_path))}'\n")
+    (tmp_path / "docker").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    rig = tmp_path / "rig.toml"
+    rig.write_text('schema = 1\n[rig]\nname = "c"\n[server]\nurl = "http://127.0.0.1:9"\ncontainer = "c"\n')
+    for action in ("set-aside", "restore", "drop"):
+        assert main(["cache", action, f"--rig={rig}"]) == 4
+        assert told in capsys.readouterr().err
+    assert [each.name for each in cache.parent.iterdir()] == ["cache"]
+
+
 def test_a_cache_in_use_is_not_put_back_under_its_user(tmp_path: Path, lasting: Path) -> None:
     with named([made(tmp_path).config.triton_dir]) as subject:
         byhand.set_aside(subject.places, Machine(), ())
@@ -356,6 +409,13 @@ def test_no_recompilation_promises_zero_of_names_runs_graphs_and_rewritten_kerne
     assert judged(start(new_variants=("a", "b")), max_new_variants=1) == {"new_variants": "fail"}
     assert judged(start(), warm_capture_share=0.3) == {"capture_share": "fail"}
     assert judged(start(), warm_capture_share=0.4) == {"capture_share": "pass"}
+
+
+def test_caches_that_hold_nothing_before_and_after_prove_nothing() -> None:
+    nowhere = Startup(kind="warm", launched_at=0.0, autotune_runs=0, cache_diff=CacheDiff())
+    told = judged(nowhere, max_new_kernels=0, max_new_variants=0)
+    assert told.pop("autotune_runs") == "pass"
+    assert told == dict.fromkeys(("new_kernels", "recompiled_kernels", "new_graphs", "new_variants"), "inconclusive")
 
 
 def test_a_cause_is_told_once() -> None:

@@ -63,6 +63,42 @@ def test_a_reboot_has_reset_the_power_limit(state: Path, tmp_path: Path) -> None
     assert limit_w(card) == 250.0
 
 
+def before_this_boot(state: Path) -> None:
+    """As if a power cut had come since."""
+    (file,) = open_entries(state)
+    file.path.write_text(file.path.read_text().replace(file.entries[0].boot_id, "the boot before"))
+
+
+def test_a_server_that_the_boot_has_started_is_not_stopped(state: Path, tmp_path: Path) -> None:
+    left(state, "server", "sglang.service", STOPPED, ACTIVE, make_unit(tmp_path / "unit", "active"))
+    before_this_boot(state)
+    assert only(state, dry_run=True)[0] == "nothing to do"
+    assert only(state)[0] == "nothing to do"
+    assert unit_state(tmp_path / "unit") == "active"
+    assert not (tmp_path / "unit" / "calls").exists()
+
+
+def test_caches_are_not_put_back_under_a_server_that_the_boot_has_started(state: Path, tmp_path: Path) -> None:
+    cache, kept = tmp_path / "cache", tmp_path / "cache.aside-t"
+    cache.mkdir()
+    kept.mkdir()
+    (kept / "old").touch()
+    left(state, "cache_aside", str(cache), str(cache), str(kept), {"kind": "triton", "token": "t", "children": False})
+    before_this_boot(state)
+    code = "import sys; held = open(sys.argv[1], 'w'); print(flush=True); input()"
+    command = [sys.executable, "-c", code, str(cache / "held")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        action, detail = only(state)
+        process.kill()
+    assert action == "failed"
+    assert f"in use by pid {process.pid}" in detail
+    assert (kept / "old").exists()
+    assert only(state)[0] == "undone"
+    assert (cache / "old").exists()
+
+
 @pytest.mark.parametrize(
     ("trouble", "told"),
     [

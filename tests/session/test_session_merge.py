@@ -23,6 +23,14 @@ def test_a_fleet_that_keeps_its_promises(tmp_path: Path) -> None:
     assert found.cells["gpu00"]["decode-throughput at 250 W"].deviation is not None
 
 
+def test_a_later_simulated_run_does_not_hide_what_a_node_failed_in(tmp_path: Path) -> None:
+    bad = stored(tmp_path, "bad", verdict="fail")
+    tried = stored(tmp_path, "tried", simulated=True, started="2027-01-01T00:00:00.000Z")
+    found = merge.merge([bad, tried])
+    assert (found.verdict, found.simulated) == ("fail", False)
+    assert merge.merge([tried]).simulated
+
+
 def test_an_outlier_is_named_and_fails_nothing(tmp_path: Path) -> None:
     found = merge.merge(fleet(tmp_path, n3={"tok_s": 42.5}))
     assert found.verdict == "pass"

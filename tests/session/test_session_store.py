@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from stored_runs import boots, stored
 
+from pytest_sglang.cli import main
 from pytest_sglang.record import run as records
 from pytest_sglang.session import baseline, history, store
 from pytest_sglang.session.errors import Refused
@@ -50,6 +51,28 @@ def test_retention_keeps_the_newest_and_the_baselines(tmp_path: Path) -> None:
     assert sorted(each.name for each in tmp_path.iterdir()) == ["going-on", "run-00", "run-04", "run-05"]
     with pytest.raises(ValueError, match="at least 1"):
         store.prune(tmp_path, 0)
+
+
+def test_retention_of_one_rig_leaves_the_others_alone_and_simulated_runs_push_no_real_one_out(tmp_path: Path) -> None:
+    mine, theirs = boots(tmp_path, "run", 3), [stored(tmp_path, f"cellar-{number}", rig="cellar") for number in range(3)]
+    for number in range(3):
+        stored(tmp_path, f"try-{number}", simulated=True, started="2027-01-01T00:00:00.000Z")
+    assert main(["history", str(tmp_path), "--keep=1", "--rig=cellar"]) == 0
+    assert [path.exists() for path in theirs] == [False, False, True]
+    assert all(path.exists() for path in mine)
+    store.prune(tmp_path, 3)
+    assert all(path.exists() for path in mine)
+
+
+def test_a_simulated_run_takes_no_name_from_a_real_baseline(tmp_path: Path) -> None:
+    real, tried = stored(tmp_path, "real"), stored(tmp_path, "tried", simulated=True)
+    baseline.save(real, records.read(real), "default")
+    baseline.save(tried, records.read(tried), "default")
+    for folder, simulated in ((real, False), (tried, True)):
+        assert baseline.names_of(folder) == ["default"]
+        found = baseline.find(tmp_path, "six-3090", "default", simulated=simulated)
+        assert found is not None
+        assert found.run_id == folder.name
 
 
 def test_trends_have_values_verdicts_and_steps(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 from pytest_sglang.gpu.nvml import Nvml
 from pytest_sglang.rig.model import GpuPromise, NvlinkPromise, Rig, ServerPromise
 from pytest_sglang.server.log import TextLog
-from pytest_sglang.session import checks, health
+from pytest_sglang.session import checks, health, underload
 from pytest_sglang.session.errors import Inconclusive, NotChecked
 from pytest_sglang.session.hardware import Hardware
 from pytest_sglang.session.scope import CheckScope
@@ -105,6 +105,19 @@ def test_tp_4_over_two_pairs_is_off_by_design(deployed: Make) -> None:
 
 def test_eight_cards_on_switches_have_it(deployed: Make) -> None:
     assert "is on, as its links let expect" in NvlinkTopology(deployed("eight-h100")).judge_placement().message
+
+
+def test_counters_are_judged_over_all_the_time_between_their_two_readings(deployed: Make) -> None:
+    hardware = deployed().hardware
+    before = underload.counters(hardware, hardware.serving)
+    assert len(before.up) == 8
+    # half a minute of heat soak came before the one round that counts: packets were sent again in all of it
+    before = msgspec.structs.replace(before, at_s=before.at_s - 30.0)
+    window: Any = SimpleNamespace(slow=lambda *_: {})
+    result: Any = SimpleNamespace(rounds=(SimpleNamespace(begin_s=0.0, end_s=1.0),))
+    load = underload.seen(hardware, window, result, before)
+    assert load is not None
+    assert load.seconds >= 30.0
 
 
 def test_processes_that_cannot_be_seen_are_inconclusive_and_waived_not_checked(deployed: Make) -> None:

@@ -42,6 +42,18 @@ def actions(outcomes: list[Outcome]) -> list[tuple[int, str]]:
     return [(each.entry.id, each.action) for each in outcomes]
 
 
+def test_the_journal_of_a_living_run_that_has_changed_nothing_yet_stays(state: Path, dials: list[Path]) -> None:
+    journal = Journal(state, Owner.me("living"))
+    journal.covers(["gpu GPU-1"])
+    # a run may measure for long before its first change: another run, which looks for leftovers, must not take its journal away
+    os.utime(journal.path, (time.time() - 3600,) * 2)
+    assert undo(state) == []
+    assert journal.path.exists()
+    journal.record(DIAL, str(dials[0]), 350, 250)
+    assert [len(file.open) for file in open_entries(state, "living")] == [1]
+    journal.close()
+
+
 def test_a_dead_runs_changes_are_undone_newest_first_and_its_journal_goes(state: Path, dials: list[Path]) -> None:
     path = leave(state, (dials[0], 350, 250), (dials[1], 351, 250), (dials[0], 250, 390))
     told: list[Outcome] = []
