@@ -59,6 +59,10 @@ class Xid(Value, frozen=True, kw_only=True):
     text: str
 
 
+DMESG_SLACK_S = 2.0
+"""dmesg reckons its stamps from the time since boot, which drifts: a message of the run must not look older than the run."""
+
+
 def kernel_release() -> str:
     """Release of the running kernel: ``6.1.0-18-amd64``."""
     return os.uname().release
@@ -75,13 +79,13 @@ def xids_since(since_s: float, run: Run = run_command) -> Reading[tuple[Xid, ...
 
 def messages_since(since_s: float, run: Run = run_command) -> Reading[tuple[Xid, ...]]:
     """Every message of the driver (Xid and other NVRM lines) since ``since_s``; as ``xids_since``."""
-    lines = _journal(since_s, run)
+    lines, slack_s = _journal(since_s, run), 0.0
     if isinstance(lines, Missing):
         by_dmesg = _dmesg(run)
         if isinstance(by_dmesg, Missing):
             return by_dmesg if by_dmesg.permission else lines
-        lines = by_dmesg
-    return tuple(each for each in (parse_line(line) for line in lines) if each is not None and each.at_s >= since_s)
+        lines, slack_s = by_dmesg, DMESG_SLACK_S
+    return tuple(each for each in (parse_line(line) for line in lines) if each is not None and each.at_s >= since_s - slack_s)
 
 
 def _journal(since_s: float, run: Run) -> Reading[list[str]]:
@@ -91,7 +95,7 @@ def _journal(since_s: float, run: Run) -> Reading[list[str]]:
         return Missing(output.splitlines()[0] if output else f"journalctl: exit code {code}")
     if not any(re.match(r"\d+\.\d+ ", line) for line in output.splitlines()):
         return Missing(f"the journal shows no kernel message to this user; {GRANT}", permission=True)
-    code, output = run(["journalctl", "-k", "-o", "short-unix", "--since", f"@{since_s:.0f}", "--no-pager", "-q"])
+    code, output = run(["journalctl", "-k", "-o", "short-unix", "--since", f"@{int(since_s)}", "--no-pager", "-q"])
     return output.splitlines() if code == 0 else Missing(output or f"journalctl: exit code {code}")
 
 

@@ -11,6 +11,8 @@ from pytest_sglang.record.values import Finding, Value
 
 CRC_PER_S = 100.0
 """Checksum errors of a link a second from which on DCGM calls it broken (dcgm_gpu_hardware_limits.h)."""
+FEW = 3
+"""Fewer repeats than these are told and fail nothing, however short the look."""
 MANY_PER_MINUTE = 8.0
 """More repeated packets a minute than this fail a link; fewer are shown. DCGM's health check draws its line for PCIe there."""
 
@@ -123,7 +125,8 @@ def repeats(
             mended[label] = grown
             continue
         rate = grown / max(seconds, 1.0) * 60.0
-        bad = checksum or rate > MANY_PER_MINUTE or label.endswith("recovery")
+        # one repeat in a look of a second is no rate
+        bad = checksum or (rate > MANY_PER_MINUTE and grown >= FEW) or label.endswith("recovery")
         subject, what = _split(label)
         remedy = (
             "reseat the card; check riser, slot and cable" if pcie else "reseat the bridge with the rig off, clean its contacts"

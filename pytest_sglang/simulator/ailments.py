@@ -16,7 +16,7 @@ LOST = 2
 """The card that falls off the bus."""
 LOST_AFTER_S = 5.0
 """Seconds of load after which it does: in the middle of a measurement."""
-GROWTH_PER_S = 3.0
+GROWTH_PER_S = 30.0
 """Errors that a bad link counts in a second of load."""
 STRANGER_PID = 3_999_871
 KERNEL_LOG = "kernel.log"

@@ -122,8 +122,10 @@ def test_the_suite_is_green_on_a_real_sglang_with_torch_compile(engine: Path, tm
         # the start's own first request beside later ones of the same size
         assert start["request_tokens"] == 16
         assert start["first_request_ratio"] == start["first_request_s"] / start["steady_request_s"] > 0
-    for name in ("phase_weights_s", "phase_capture_decode_s", "phase_warmup_s", "first_request_ratio"):
-        assert checks["warm-restart"][name]["value"] > 0
+    # the log's stamps are whole seconds: a short phase may have none
+    assert all(checks["warm-restart"][name]["value"] >= 0 for name in ("phase_weights_s", "phase_warmup_s"))
+    assert checks["warm-restart"]["phase_capture_decode_s"]["value"] > 0
+    assert checks["warm-restart"]["first_request_ratio"]["value"] > 0
     assert run["environment"]["server"]["version"] == "0.5.23"
     assert run["environment"]["server"]["packages"]["torch"].startswith("2.13")
     port = run["environment"]["server"]["url"].rsplit(":", 1)[1]
