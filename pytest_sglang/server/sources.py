@@ -5,8 +5,10 @@ from __future__ import annotations
 import codecs
 import json
 import os
+import re
 import threading
 from collections.abc import Sequence
+from datetime import datetime, timedelta
 from typing import Any
 
 from pytest_sglang.server import control
@@ -14,6 +16,8 @@ from pytest_sglang.server.log import LIMIT_BYTES
 
 # systemd's catalogue: "A start job for unit has begun execution", "... has finished successfully"
 _STARTING, _STARTED = "7d4958e842da4a758f6c1cdc7b36dcc5", "39f53479d3a045ac8e11786248231fbf"
+_ENGINE = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.\d+)?(Z|[+-]\d\d:\d\d)")
+_OWN = re.compile(r"\[(\d{4}-[01]\d-[0-3]\d [0-2]\d:[0-5]\d:[0-5]\d)")
 LINES = 200_000
 """How many entries are read at most."""
 
@@ -160,4 +164,23 @@ class ContainerLog:
         self.why = None
         # the engine keeps standard output and standard error apart: order both by their stamps
         stamped = [line.partition(" ") for line in (ran.out + ("\n" if ran.out else "") + ran.err).splitlines() if line]
-        return sorted(((stamp, text) for stamp, _, text in stamped), key=lambda each: each[0])
+        return [(stamp, in_our_time(stamp, text)) for stamp, _, text in sorted(stamped, key=lambda each: each[0])]
+
+
+def in_our_time(stamp: str, text: str) -> str:
+    """A container's line with SGLang's stamps in this machine's time zone: a container mostly lives in UTC, and SGLang writes no zone.
+
+    ``stamp`` is the engine's, with its zone. Zones differ by quarters of an hour; what is left is how late the line was written.
+    """
+    engine, own = _ENGINE.match(stamp), _OWN.search(text)
+    if engine is None or own is None:
+        return text
+    here = datetime.fromisoformat(f"{engine[1]}{engine[2].replace('Z', '+00:00')}").astimezone().replace(tzinfo=None)
+    try:
+        told = datetime.fromisoformat(own[1])
+    except ValueError:
+        return text  # a torn line, or no stamp at all
+    quarters = round((here - told).total_seconds() / 900.0)
+    if not quarters:
+        return text
+    return text.replace(f"[{own[1]}", f"[{told + timedelta(minutes=15 * quarters)}")

@@ -17,7 +17,7 @@ RISE_C = 1.0
 """A card that warms up by no more than this in 5 s is warm enough to be compared."""
 
 
-def until_steady(deployment: Deployment, window: EnergyWindow, warm_up: Callable[[str], None]) -> float:
+def until_steady(deployment: Deployment, window: EnergyWindow, warm_up: Callable[[str], bool]) -> float:
     """Decode (``warm_up`` is one round) until the warmest serving card rises by at most 1 °C in 5 s, for 5 to 30 s; gives the seconds.
 
     Where no temperature can be read it is 5 s.
@@ -29,7 +29,8 @@ def until_steady(deployment: Deployment, window: EnergyWindow, warm_up: Callable
         looked = time.monotonic()
         while time.monotonic() - looked < LOOK_S:
             shown = "" if before is None else f", warmest card at {before:g} °C"
-            warm_up(f"heating before this level is measured{shown}")
+            if not warm_up(f"heating before this level is measured{shown}"):
+                return time.monotonic() - began  # a server that fails heats nothing
         now = window.temperature_at(time.time(), cards)
         lasted = time.monotonic() - began
         if before is None or now is None or now - before <= RISE_C or lasted >= MOST_S:

@@ -130,13 +130,15 @@ class _Session:
         """Decode for so long before the first round, so that cards are as warm as they will stay."""
         until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0:
-            self.warm_up(f"heat soak, {units.duration(left)} left")
+            if not self.warm_up(f"heat soak, {units.duration(left)} left"):
+                return  # a server that fails heats nothing; the first round tells why
 
-    def warm_up(self, told: str) -> None:
-        """One round that counts for nothing."""
+    def warm_up(self, told: str) -> bool:
+        """One round that counts for nothing; whether its requests ended whole."""
         self.deployment.progress(told)
-        self.one_round(self._warmed)
+        done = self.one_round(self._warmed)
         self._warmed += 1
+        return not done.failures
 
     def on_round(self, done: Round) -> None:
         """Live progress after each round."""

@@ -1,47 +1,38 @@
-"""Heating before a level of a sweep: until the warmest card has settled, and no longer than half a minute."""
+"""Warming up ends where the server fails: nothing gets warm, and the first round tells why."""
 
 from __future__ import annotations
 
+import time
 from types import SimpleNamespace
 from typing import Any
 
-import pytest
-
-from pytest_sglang.session import heat
+from pytest_sglang.session import heat, window
 
 
-def heated(monkeypatch: pytest.MonkeyPatch, degrees: Any) -> tuple[float, list[str]]:
-    """Seconds and what was told, with ``degrees`` as the temperature after so many seconds; a round takes 2 s."""
-    clock = SimpleNamespace(now=0.0)
-    monkeypatch.setattr(heat.time, "monotonic", lambda: clock.now)
+def test_heating_ends_with_the_first_failed_round() -> None:
     told: list[str] = []
 
-    def round_of_2_s(text: str) -> None:
+    def warm_up(text: str) -> bool:
         told.append(text)
-        clock.now += 2.0
+        return False
 
-    window: Any = SimpleNamespace(temperature_at=lambda at, cards: degrees(clock.now))
-    deployment: Any = SimpleNamespace(hardware=SimpleNamespace(serving=[SimpleNamespace(uuid="a")]))
-    return heat.until_steady(deployment, window, round_of_2_s), told
-
-
-def test_a_card_that_is_warm_already_costs_one_look(monkeypatch: pytest.MonkeyPatch) -> None:
-    seconds, told = heated(monkeypatch, lambda now: 60.0 + 0.1 * now)
-    assert seconds == 6.0
-    assert told[0] == "heating before this level is measured, warmest card at 60 °C"
+    deployment: Any = SimpleNamespace(hardware=None)
+    seen: Any = SimpleNamespace(temperature_at=lambda *_: 40.0)
+    began = time.monotonic()
+    heat.until_steady(deployment, seen, warm_up)
+    assert len(told) == 1
+    assert time.monotonic() - began < heat.LOOK_S
 
 
-def test_a_cold_card_is_heated_until_it_settles(monkeypatch: pytest.MonkeyPatch) -> None:
-    seconds, _ = heated(monkeypatch, lambda now: 40.0 + min(now, 14.0))
-    assert seconds == 24.0
-
-
-def test_half_a_minute_is_the_most(monkeypatch: pytest.MonkeyPatch) -> None:
-    seconds, _ = heated(monkeypatch, lambda now: 40.0 + now)
-    assert heat.MOST_S <= seconds < heat.MOST_S + heat.LOOK_S + 2.0
-
-
-def test_without_a_temperature_it_is_one_look(monkeypatch: pytest.MonkeyPatch) -> None:
-    seconds, told = heated(monkeypatch, lambda now: None)
-    assert seconds == 6.0
-    assert told[0] == "heating before this level is measured"
+def test_a_soak_ends_with_the_first_failed_round() -> None:
+    rounds: list[int] = []
+    session: Any = SimpleNamespace(
+        _warmed=7,
+        deployment=SimpleNamespace(progress=lambda _: None),
+        one_round=lambda index: rounds.append(index) or SimpleNamespace(failures=("no connection",)),
+    )
+    session.warm_up = lambda told: window._Session.warm_up(session, told)
+    began = time.monotonic()
+    window._Session.soak(session, 300.0)
+    assert rounds == [7]
+    assert time.monotonic() - began < 60.0
