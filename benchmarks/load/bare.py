@@ -47,7 +47,10 @@ def main() -> None:
         for number, _ in poll.poll():
             stream = streams[number]
             data, ancillary, _, _ = stream[0].recvmsg(65536, ROOM)
-            seconds, nanoseconds = struct.unpack_from("@qq", ancillary[0][2])
+            # bytes that the kernel has taken over from another read have no stamp of their own
+            seconds, nanoseconds = (
+                struct.unpack_from("@qq", ancillary[0][2]) if ancillary else divmod(time.time_ns(), 1_000_000_000)
+            )
             stream[2] += [seconds * 1_000_000_000 + nanoseconds] * data.count(b"data: ")
             if data.endswith(b"0\r\n\r\n"):
                 done.append((stream[1], stream[2][1 : options.tokens + 1]))

@@ -130,7 +130,7 @@ def run_one(peer: Peer, name: str, tokenizer: Path, folder: Path) -> dict[str, A
     if process.returncode == 0 and output.exists():
         found["said"] = peer.figures(output)
     else:
-        found["error"] = log.read_text()[-600:]
+        found["error"] = (log.read_text().strip().splitlines() or ["no output"])[-1][-300:]  # a traceback names paths
     return found
 
 
