@@ -3,6 +3,8 @@
 Between two changes everything has a closed form: power approaches its target with a time constant, energy is its integral,
 temperature follows slowly. A change writes one *piece* (the state of every card at that moment) into a ring and then publishes its
 number, so that a reader needs no lock and a writer killed half way leaves the piece before it in force.
+
+Over 400 lines: the layout of the shared file and the laws of time that write it belong side by side.
 """
 
 from __future__ import annotations
