@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import html
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from pytest_sglang.record import units
 from pytest_sglang.record.run import Check, Run
-from pytest_sglang.report import environment, state, view
+from pytest_sglang.report import environment, excerpts, since, state, view
 
-BLOCKS: tuple[str, ...] = ("headline", "not_checked", "promises", "charts", "findings", "rig", "environment")
+BLOCKS: tuple[str, ...] = ("headline", "not_checked", "promises", "since", "charts", "findings", "rig", "logs", "environment")
 """Templates of the page's blocks, in their order: what was not checked stands before what was."""
 _COLUMNS: tuple[tuple[str, str], ...] = (("measured", "Measured"), ("limit", "Limit"), ("margin", "Margin"), ("verdict", "Verdict"))
 
@@ -20,15 +21,24 @@ def title(run: Run) -> str:
     return view.title(run)
 
 
-def summary_html(run: Run, *, heading_level: int = 3) -> list[str]:
+def summary_html(run: Run, *, heading_level: int = 3, folder: Path | None = None) -> list[str]:
     """The blocks as HTML, style first; everything escaped, nothing loaded from elsewhere, no script.
 
-    ``heading_level``: 3 below pytest-html's own "Summary", 2 on a page of our own.
+    ``heading_level``: 3 below pytest-html's own "Summary", 2 on a page of our own. ``folder``: the run's, for the excerpts of logs.
     """
     templates = _templates()
-    context = _context(run, heading_level)
-    blocks = [templates.get_template(f"{name}.html.jinja").render(context).strip() for name in BLOCKS]
+    context = _context(run, heading_level, folder)
+    blocks = [templates.get_template(f"{name}.html.jinja").render(context).strip() for name in _order(run)]
     return [f"<style>{stylesheet()}</style>", *(block for block in blocks if block)]
+
+
+def _order(run: Run) -> tuple[str, ...]:
+    """What has changed since the last pass is the first thing to know where something fails."""
+    if run.verdict == "pass" or not run.since_pass.get("differences"):
+        return BLOCKS
+    rest = [name for name in BLOCKS if name != "since"]
+    place = rest.index("promises")
+    return (*rest[:place], "since", *rest[place:])
 
 
 def header_cells() -> list[str]:
@@ -80,9 +90,11 @@ def took(run: Run) -> str:
     return f"took {units.duration(run.duration_s)}"
 
 
-def _context(run: Run, level: int) -> dict[str, Any]:
+def _context(run: Run, level: int, folder: Path | None) -> dict[str, Any]:
     from pytest_sglang.report.charts import charts
 
+    rows, logs = view.rows(run), excerpts.read(run, folder)
+    bad = [row for row in rows if row.standing in ("fail", "inconclusive")]
     return {
         "run": run,
         "level": level,
@@ -92,7 +104,12 @@ def _context(run: Run, level: int) -> dict[str, Any]:
         "headline": view.headline(run),
         "rig": view.rig_name(run),
         "power": view.power_text(run),
-        "rows": view.rows(run),
+        "rows": rows,
+        "then": {row.label: since.measured_then(run, row.label) for row in bad},
+        "log_of": {row.label: found for row in bad if (found := excerpts.link_for(row.id, row.cause, logs)) is not None},
+        "logs": logs,
+        "since": since.of(run),
+        "looked_in": since.looked_in(run),
         "charts": charts(run),
         "findings": [(each.severity, view.finding_text(each), each.remedy) for each in view.all_findings(run)],
         "groups": environment.groups(run.environment),

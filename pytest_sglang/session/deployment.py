@@ -16,6 +16,7 @@ from pytest_sglang.session.options import RunOptions
 from pytest_sglang.session.recorder import Recorder
 
 if TYPE_CHECKING:
+    from pytest_sglang.gpu.host import Xid
     from pytest_sglang.judge.throttling import Worked
     from pytest_sglang.server.control import Controller, ControlState
     from pytest_sglang.server.http import ControlPlane
@@ -77,6 +78,8 @@ class Deployment:
         """What the serving cards did over the newest measurement at each power level."""
         self.loads: list[UnderLoad] = []
         """PCIe and NVLink in each measured load of this run."""
+        self.kernel_messages: tuple[Xid, ...] | None = None
+        """What the driver wrote into the kernel log, as it was last looked at in this run; None = not looked at, or unreadable."""
         self.lost_in: str | None = None
         """Id of the check in which a card fell off the bus; nothing is measured after it."""
         self.closed = False
@@ -310,11 +313,12 @@ class Deployment:
         try:
             self._put_back()
         finally:
-            from pytest_sglang.session import standing
+            from pytest_sglang.session import excerpts, standing
 
             self._end_what_the_run_started()
             self.as_left = standing.read(self)
             self.recorder.stop_clock()
+            excerpts.keep(self)
             for part in (self._plane, self.hardware):
                 if part is not None:
                     part.close()

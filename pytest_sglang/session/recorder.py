@@ -105,6 +105,14 @@ class Recorder:
         """Speed and energy over power levels, as far as they are measured."""
         self._set(power_curve=curve)
 
+    def since_pass(self, found: dict[str, Any]) -> None:
+        """The newest earlier pass of this rig, and what has changed since."""
+        self._set(since_pass=found)
+
+    def logs(self, excerpts: tuple[dict[str, Any], ...]) -> None:
+        """The excerpts of logs that lie in this run's folder."""
+        self._set(logs=excerpts)
+
     def findings(self, findings: tuple[Finding, ...]) -> None:
         """Something noticed outside any check."""
         self._set(findings=(*self.run.findings, *(each for each in findings if each not in self.run.findings)))
