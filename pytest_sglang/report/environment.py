@@ -124,6 +124,8 @@ def quantity(key: str, value: Any) -> str:
             return memory_text(value)
         if key.endswith("_w"):
             return f"{value:g} W"
+        if key == "cores":
+            return f"{value:,}"
     return text(value)
 
 

@@ -84,7 +84,8 @@ def measured_then(run: Run, label: str) -> str:
     found = dict(run.since_pass.get("measured") or {}).get(label)
     if not isinstance(found, Mapping) or isinstance(found.get("value"), str) or found.get("value") is None:
         return ""
-    return view.value_text(Measurement(found["value"], str(found.get("unit") or "")))
+    text = view.value_text(Measurement(found["value"], str(found.get("unit") or "")))
+    return view.counted(text, str(found.get("quantity") or ""), found["value"])
 
 
 def day(iso: str) -> str:

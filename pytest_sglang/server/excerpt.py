@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from pytest_sglang.record.values import Value
 from pytest_sglang.server import log as logs
@@ -83,19 +83,21 @@ def _slice(text: str, begin: int, end: int) -> str:
 
 def make(lines: Sequence[LogLine], *, limit: int = LIMIT_BYTES, hide: Callable[[str], str] = str) -> Excerpt:
     """At most ``limit`` bytes of ``lines``. ``hide`` takes out secrets that are known by their value."""
-    told = [(line, _clean(line, hide)) for line in _without_bars(lines)]
-    loud = _interesting([line for line, _ in told])
-    kept: set[int] = set()
+    told = _without_bars(lines)
+    kept: dict[int, str] = {}
     room = limit - 1024
     ends = [*range(min(HEAD, len(told))), *range(len(told) - 1, max(HEAD, len(told) - TAIL) - 1, -1)]
-    for part, share in ((ends, 2 * limit // 5), (_outside_in(loud), room)):
+    for part, share in ((ends, 2 * limit // 5), (_outside_in(_interesting(told)), room)):
         for place in part:
-            cost = len(told[place][1].encode()) + 32
-            if place not in kept and cost <= min(room, share):
-                kept.add(place)
+            if place in kept or min(room, share) < 64:
+                continue
+            text = _clean(told[place], hide)
+            cost = len(text.encode()) + 32
+            if cost <= min(room, share):
+                kept[place] = text
                 room, share = room - cost, share - cost
-    first = next((line.time for line, _ in told if line.time is not None), None)
-    return Excerpt(text=_joined([text for _, text in told], kept), lines=len(lines), shown=len(kept), first_s=first)
+    first = next((line.time for line in told if line.time is not None), None)
+    return Excerpt(text=_joined(kept, len(told)), lines=len(lines), shown=len(kept), first_s=first)
 
 
 def _without_bars(lines: Sequence[LogLine]) -> list[LogLine]:
@@ -150,7 +152,13 @@ def _interesting(lines: Sequence[LogLine]) -> list[int]:
 def _matters(text: str) -> bool:
     if _TRAFFIC.match(text):
         return False
-    if "AUTOTUNE" in text or _LOUD.search(text) or versions.any_sign().search(text) or versions.ENDING.search(text):
+    if (
+        "AUTOTUNE" in text
+        or text.startswith("[… ")
+        or _LOUD.search(text)
+        or versions.any_sign().search(text)
+        or versions.ENDING.search(text)
+    ):
         return True
     return any(pattern.search(text) for _, pattern in versions.compiled(None))
 
@@ -161,17 +169,13 @@ def _outside_in(places: Sequence[int]) -> list[int]:
     return [next(forth) if turn % 2 == 0 else next(back) for turn in range(len(places))]
 
 
-def _joined(texts: Sequence[str], kept: set[int]) -> str:
+def _joined(kept: Mapping[int, str], count: int) -> str:
     out: list[str] = []
-    left = 0
-    for place, text in enumerate(texts):
-        if place not in kept:
-            left += 1
-            continue
-        if left:
-            out.append(f"[… {left:,} line{'s' if left > 1 else ''} left out …]")
-            left = 0
-        out.append(text)
-    if left:
-        out.append(f"[… {left:,} line{'s' if left > 1 else ''} left out …]")
+    done = 0
+    for place in (*sorted(kept), count):
+        if place > done:
+            out.append(f"[… {place - done:,} line{'s' if place - done > 1 else ''} left out …]")
+        if place < count:
+            out.append(kept[place])
+        done = place + 1
     return "".join(f"{line}\n" for line in out)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable
-from datetime import UTC, datetime
+from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,15 +13,14 @@ from pytest_sglang.record.run import utc, write_atomic
 from pytest_sglang.session import journal, redaction
 
 if TYPE_CHECKING:
-    from pytest_sglang.server.excerpt import Excerpt
-    from pytest_sglang.server.log import LogLine
     from pytest_sglang.session.deployment import Deployment
     from pytest_sglang.session.journal import Entry
 
 FOLDER = "logs"
 TOTAL_BYTES = 512 * 1024
 """Of all excerpts of a run, so that its page stays small; the newest starts have the first right to it."""
-FOUND = "found"
+LEAST_BYTES = 4096
+"""With less room than this an excerpt tells nothing."""
 _STAMP_S = 2.0
 """A log's stamps are whole seconds: a start's first line may look older than its launch."""
 
@@ -75,53 +74,47 @@ def _server(deployment: Deployment, hide: Hide) -> list[dict[str, Any]]:
         return []
     source = deployment.log
     text = source.read()
-    where = hide(source.describe())
+    where = hide(source.describe()) if deployment.simulation is None else "the simulated rig's, which is gone with it"
     if not text:
         return [{"id": "server", "title": "Server", "source": where, "checks": [], "why": hide(source.why or "it holds nothing")}]
     began = datetime.fromisoformat(deployment.recorder.run.started).timestamp()
     parts = excerpt.sections(text, began - _STAMP_S)
     del text
-    made: list[tuple[str, Excerpt]] = []
+    made: list[dict[str, Any]] = []
     room = TOTAL_BYTES
-    for lines in reversed(parts):
-        limit = min(excerpt.LIMIT_BYTES, room)
-        occasion = _occasion(deployment, lines, began)
-        if limit < 4096:
-            break
-        short = excerpt.make(lines, limit=limit, hide=hide)
+    for number in range(len(parts), 0, -1):
+        if room < LEAST_BYTES:
+            why = "left out: there is no room for all"
+            return [{"title": f"Server: {_starts(number)} before", "source": where, "checks": [], "why": why}, *made]
+        short = excerpt.make(parts[number - 1], limit=min(excerpt.LIMIT_BYTES, room), hide=hide)
         room -= len(short.text.encode())
-        made.insert(0, (occasion, short))
-    left_out = len(parts) - len(made)
-    items = [_start(deployment, number, where, *each) for number, each in enumerate(made, left_out + 1)]
-    if left_out:
-        items.insert(
-            0, {"title": f"Server, {left_out} earlier starts", "source": where, "why": "left out: there is no room for all"}
-        )
-    return items
+        what, checks = _occasion(deployment, short.first_s, began)
+        made.insert(0, {"title": f"Server: {what}{_clock(short.first_s)}", "source": where, "checks": checks})
+        made[0] |= {"id": f"start-{number}", "lines": short.lines, "shown": short.shown}
+        made[0] |= _written(deployment.folder, f"start-{number}", short.text)
+    return made
 
 
-def _occasion(deployment: Deployment, lines: Iterable[LogLine], began: float) -> str:
-    """The check that asked for this start; ``found`` for one that was there, "" for one that its owner made meanwhile."""
-    first = next((line.time for line in lines if line.time is not None), None)
-    if first is None or first < began - _STAMP_S:
-        return FOUND
-    before = [check for launched, check in deployment.server.launches if launched <= first + _STAMP_S]
-    return before[-1] if before else ""
+def _occasion(deployment: Deployment, first_s: float | None, began: float) -> tuple[str, list[str]]:
+    """What a start was made for, for a person, and the checks that it is evidence for."""
+    if first_s is None or first_s < began - _STAMP_S:
+        return "the start that the run found", []
+    before = [each for each in deployment.server.launches if each[0] <= first_s + _STAMP_S]
+    if not before:
+        return "a start that this run did not ask for", []
+    _, label, check = before[-1]
+    if not check or label == "caches put back":
+        return f"{label}{f' after {check}' if check else ''}", []
+    return f"start in {check}", [check]
 
 
-def _start(deployment: Deployment, number: int, where: str, occasion: str, short: Excerpt) -> dict[str, Any]:
-    name = f"start-{number}"
-    moment = "" if short.first_s is None else f", {datetime.fromtimestamp(short.first_s, UTC):%H:%M:%S} UTC"
-    told = {FOUND: "the start that the run found", "": "a start that this run did not ask for"}.get(occasion, occasion)
-    return {
-        "id": name,
-        "title": f"Server: {told}{moment}",
-        "source": where,
-        "checks": [] if occasion in (FOUND, "") else [occasion],
-        **_written(deployment.folder, name, short.text),
-        "lines": short.lines,
-        "shown": short.shown,
-    }
+def _clock(epoch_s: float | None) -> str:
+    """As the log itself stamps it: in this machine's time."""
+    return "" if epoch_s is None else time.strftime(", %H:%M:%S", time.localtime(epoch_s))
+
+
+def _starts(count: int) -> str:
+    return f"{count} start{'' if count == 1 else 's'}"
 
 
 # --- the kernel's log and our own journal ----------------------------------------------------------------------------------

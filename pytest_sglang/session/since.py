@@ -118,10 +118,11 @@ def _may_be(path: Path, run: Run) -> bool:
 
 
 def _measured(run: Run) -> dict[str, Any]:
-    """By id and power level: ``{"decode-throughput at 250 W": {"value": 43.4, "unit": "tok/s"}}``."""
+    """By id and power level: ``{"decode-throughput at 250 W": {"value": 43.4, "unit": "tok/s", "quantity": "decode_tok_s"}}``."""
     found = {}
     for check in run.checks:
         if check.quantity is not None and check.quantity in check.measured:
             name = check.id if check.power_w is None else f"{check.id} at {check.power_w:g} W"
-            found[name] = check.measured[check.quantity]
+            now = check.measured[check.quantity]
+            found[name] = {"value": now.value, "unit": now.unit, "quantity": check.quantity}
     return found
