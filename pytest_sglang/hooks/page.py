@@ -43,7 +43,9 @@ def blocks(active: Active) -> list[str]:
     """The summary above pytest-html's own table."""
     from pytest_sglang.report import summary
 
-    return summary.summary_html(active.recorder.run, folder=active.recorder.folder) if active.recorder is not None else []
+    if active.recorder is None:
+        return []
+    return [*summary.summary_html(active.recorder.run, folder=active.recorder.folder), summary.below_heading(len(active.items))]
 
 
 def summarise(active: Active, prefix: list[Any]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from pytest_sglang.record.run import Measurement, Run
 from pytest_sglang.record.values import Value
 from pytest_sglang.report import environment, view
-from pytest_sglang.session.comparison import CARD
+from pytest_sglang.session import changed
 
 NAMES = {
     "faults": "injected faults",
@@ -23,7 +23,7 @@ NAMES = {
     "server packages": "packages of the server",
 }
 CARD_NAMES = {
-    **dict(CARD),
+    **changed.CARD_NAMES,
     "enforced_power_limit_w": "power limit",
     "requested_power_limit_w": "requested power limit",
     "uuid": "UUID",

@@ -13,6 +13,10 @@ from pytest_sglang.report import environment, excerpts, since, state, view
 
 BLOCKS: tuple[str, ...] = ("headline", "not_checked", "promises", "since", "charts", "findings", "rig", "logs", "environment")
 """Templates of the page's blocks, in their order: what was not checked stands before what was."""
+SHOWN = 100
+"""So many plain passes stand open in the table of promises; the rest is folded, so that the page opens at once."""
+LISTED = 300
+"""With more checks than this, pytest-html's table leaves out those that simply passed: its script needs a millisecond for each."""
 _COLUMNS: tuple[tuple[str, str], ...] = (("measured", "Measured"), ("limit", "Limit"), ("margin", "Margin"), ("verdict", "Verdict"))
 
 
@@ -41,6 +45,15 @@ def _order(run: Run) -> tuple[str, ...]:
     return (*rest[:place], "since", *rest[place:])
 
 
+def below_heading(count: int) -> str:
+    """What stands between our blocks and pytest-html's own table, which lists the same checks (``count`` of them) once more."""
+    left_out = " Checks that simply passed are in the table of promises only." if count > LISTED else ""
+    return (
+        '<section class="sg sg-tests"><h3>Tests</h3><p class="sg-note">The same checks, and tests of your own, as pytest ran them: '
+        f"open a line to read what it printed.{left_out}</p></section>"
+    )
+
+
 def header_cells() -> list[str]:
     """Our columns' heads for pytest-html's table, to be put behind its "Duration"."""
     return [f'<th class="sg-col" data-column-type="{name}">{text}</th>' for name, text in _COLUMNS]
@@ -57,6 +70,11 @@ def row_cells(check: Check | None) -> list[str]:
         f'<td class="col-{name} sg-cell{f" sg-is-{row.standing}" if name == "verdict" else ""}">{html.escape(texts[name])}</td>'
         for name, _ in _COLUMNS
     ]
+
+
+def cells_below(check: Check, count: int) -> list[str] | None:
+    """``row_cells``; None where pytest-html's table is to leave the check out, which passed as one of ``count``."""
+    return None if count > LISTED and view.standing(check) == "pass" else row_cells(check)
 
 
 def stylesheet() -> str:
@@ -95,6 +113,8 @@ def _context(run: Run, level: int, folder: Path | None) -> dict[str, Any]:
 
     rows, logs = view.rows(run), excerpts.read(run, folder)
     bad = [row for row in rows if row.standing in ("fail", "inconclusive")]
+    plain = [row for row in rows if row.standing == "pass"]
+    folded = plain[SHOWN:] if len(plain) > SHOWN + 20 else []
     return {
         "run": run,
         "level": level,
@@ -104,7 +124,9 @@ def _context(run: Run, level: int, folder: Path | None) -> dict[str, Any]:
         "headline": view.headline(run),
         "rig": view.rig_name(run),
         "power": view.power_text(run),
-        "rows": rows,
+        "not_checked": _by_reason(run),
+        "rows": rows[: len(rows) - len(folded)],
+        "folded": folded,
         "then": {row.label: since.measured_then(run, row.label) for row in bad},
         "log_of": {row.label: found for row in bad if (found := excerpts.link_for(row.id, row.cause, logs)) is not None},
         "logs": logs,
@@ -118,6 +140,14 @@ def _context(run: Run, level: int, folder: Path | None) -> dict[str, Any]:
         "same": state.parts(run.as_found) == state.parts(run.as_left) and bool(run.as_left),
         "facts": [each for each in (when(run.started), took(run), f"run {run.run_id}") if each],
     }
+
+
+def _by_reason(run: Run) -> dict[str, list[str]]:
+    """Checks that were not made by their reason, in the order of the first of each."""
+    found: dict[str, list[str]] = {}
+    for each in run.not_checked:
+        found.setdefault(each.reason, []).append(each.id)
+    return found
 
 
 def _templates() -> Any:

@@ -7,7 +7,8 @@ from typing import Any
 
 from pytest_sglang.judge import gain, keys
 from pytest_sglang.record.run import Run
-from pytest_sglang.session import comparison, past
+from pytest_sglang.session import past
+from pytest_sglang.session.comparison import CARD, key, seen
 
 WARMER_C = 5.0
 """A first round that begins so much warmer or colder is worth a line; less is the weather."""
@@ -16,7 +17,9 @@ OF_ONE_RUN = frozenset(
 )
 """Flags of a server that say where it happened to run, not what it is."""
 # a simulated rig gives its cards new names each time: the first two are a real card's only
-_CARD = tuple(dict.fromkeys(("uuid", "pci", "name", *gain._CARD, *(name for name, _ in comparison.CARD))))
+_CARD = tuple(dict.fromkeys(("uuid", "pci", "name", *gain._CARD, *(name for name, _ in CARD))))
+CARD_NAMES = dict(CARD)
+"""Fields of a card by the names that a comparison gives them."""
 _FIRST = (
     "faults",
     "power_levels_w",
@@ -63,7 +66,7 @@ def _run(before: Run, after: Run) -> Iterable[Pair]:
 
 def _key(before: Run, after: Run) -> list[Pair]:
     """The key's differences but the cards'; a side that never saw the server's arguments (or packages) says so once."""
-    found = keys.differences(comparison.key(before), comparison.key(after))
+    found = keys.differences(key(before), key(after))
     pairs = [(each.name, each.before, each.after) for each in found if not each.name.startswith("gpu ")]
     sides = [dict(run.environment.get("server") or {}) for run in (before, after)]
     for group, name in (("argument ", "arguments"), ("package ", "packages")):
@@ -122,8 +125,8 @@ def _cards(before: Run, after: Run) -> Iterable[Pair]:
 
 def _seen(before: Run, after: Run, told: set[str]) -> Iterable[Pair]:
     """What ``compare`` shows beside the key; temperatures only where they are far apart, kernels of a start never."""
-    for each in comparison.seen(before, after):
-        if each.name in told or each.name.startswith(("GPU ", "new kernels")):
+    for each in seen(before, after):
+        if each.name in told or each.name.startswith(("GPU ", "new kernels", "simulated faults")):
             continue
         if each.name.startswith("temperature"):
             near = None in (each.before, each.after) or abs(each.before - each.after) < WARMER_C
