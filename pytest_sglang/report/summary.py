@@ -127,7 +127,7 @@ def _context(run: Run, level: int, folder: Path | None) -> dict[str, Any]:
         "not_checked": _by_reason(run),
         "rows": rows[: len(rows) - len(folded)],
         "folded": folded,
-        "then": {row.label: since.measured_then(run, row.label) for row in bad},
+        "then": {row.label: told for row in bad if (told := since.measured_then(run, row.label)) != row.measured},
         "log_of": {row.label: found for row in bad if (found := excerpts.link_for(row.id, row.cause, logs)) is not None},
         "logs": logs,
         "since": since.of(run),

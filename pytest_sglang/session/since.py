@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +20,7 @@ HEAD_BYTES = 4096
 _STAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\dZ")
 _VERDICT = re.compile(rb'^ "verdict": "(\w+)"', re.MULTILINE)
 _SIMULATED = re.compile(rb'^ "simulated": (true|false)', re.MULTILINE)
+_LEVELS = re.compile(rb'^ "power_levels_w": (\[[^\]]*\])', re.MULTILINE)
 _RIG = re.compile(rb'^ "rig": \{\s+"name": ("(?:[^"\\]|\\.)*")', re.MULTILINE)
 
 
@@ -40,12 +40,7 @@ def of(report_dir: Path, run: Run) -> dict[str, Any]:
 
     A pass at the same power levels is preferred, however old. ``measured``: what each promise's limit was about, then.
     """
-    best: Run | None = None
-    for earlier in passes(report_dir, run):
-        if earlier.power_levels_w == run.power_levels_w:
-            best = earlier
-            break
-        best = best or earlier
+    best = last_pass(report_dir, run)
     if best is None:
         return {}
     return {
@@ -57,18 +52,34 @@ def of(report_dir: Path, run: Run) -> dict[str, Any]:
     }
 
 
-def passes(report_dir: Path, run: Run) -> Iterator[Run]:
-    """Earlier finished passes of the rig of ``run``, newest first; broken and foreign files are passed over."""
+def last_pass(report_dir: Path, run: Run) -> Run | None:
+    """The newest earlier finished pass of the rig of ``run``, at the same power levels if there is one; broken files are passed over."""
+    others: list[Path] = []
     for path in _newest_first(report_dir):
-        if path.parent.name == run.run_id or not _may_be(path, run):
+        if path.parent.name == run.run_id:
             continue
-        try:
-            found = records.read(path)
-        except (records.RecordError, RecursionError):
+        head = _head(path)
+        if not _may_be(head, run):
             continue
-        same = found.rig.get("name") == run.rig.get("name") and found.simulated == run.simulated
-        if same and found.verdict == "pass" and found.finished is not None and found.run_id != run.run_id and _earlier(found, run):
-            yield found
+        if _json(head, _LEVELS) not in (None, list(run.power_levels_w)):
+            others.append(path)
+            continue
+        found = _pass(path, run)
+        if found is not None and found.power_levels_w == run.power_levels_w:
+            return found
+        if found is not None:
+            others.append(path)
+    return next((found for path in others if (found := _pass(path, run)) is not None), None)
+
+
+def _pass(path: Path, run: Run) -> Run | None:
+    try:
+        found = records.read(path)
+    except (records.RecordError, RecursionError):
+        return None
+    same = found.rig.get("name") == run.rig.get("name") and found.simulated == run.simulated
+    passed = found.verdict == "pass" and found.finished is not None
+    return found if same and passed and found.run_id != run.run_id and _earlier(found, run) else None
 
 
 def _earlier(found: Run, run: Run) -> bool:
@@ -97,24 +108,33 @@ def _newest_first(report_dir: Path) -> list[Path]:
     return [path for _, _, path in sorted(found, reverse=True)]
 
 
-def _may_be(path: Path, run: Run) -> bool:
-    """Whether the beginning of a run.json leaves open that it is a pass of this rig."""
-    import json
-
+def _head(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
-            head = file.read(HEAD_BYTES)
+            return file.read(HEAD_BYTES)
     except OSError:
-        return False
-    verdict, simulated, rig = _VERDICT.search(head), _SIMULATED.search(head), _RIG.search(head)
-    if verdict is not None and verdict[1] != b"pass":
+        return b""
+
+
+def _may_be(head: bytes, run: Run) -> bool:
+    """Whether the beginning of a run.json leaves open that it is a pass of this rig."""
+    verdict, simulated, rig = _VERDICT.search(head), _SIMULATED.search(head), _json(head, _RIG)
+    if not head or (verdict is not None and verdict[1] != b"pass"):
         return False
     if simulated is not None and (simulated[1] == b"true") != run.simulated:
         return False
+    return rig in (None, run.rig.get("name"))
+
+
+def _json(head: bytes, pattern: re.Pattern[bytes]) -> Any:
+    """The JSON value that stands there; None where the beginning does not tell."""
+    import json
+
+    found = pattern.search(head)
     try:
-        return rig is None or json.loads(rig[1]) == run.rig.get("name")
+        return None if found is None else json.loads(found[1])
     except ValueError:
-        return True
+        return None
 
 
 def _measured(run: Run) -> dict[str, Any]:
