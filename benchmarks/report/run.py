@@ -52,7 +52,7 @@ def pytest_html_results_table_row(report, cells):
     cells[:] = [] if ours is None else [*cells[:3], *ours, *cells[3:]]
 
 def pytest_html_results_summary(prefix):
-    prefix.extend([*summary.summary_html(RUN, folder=Path(__file__).parent), summary.below_heading(len(RUN.checks))])
+    prefix.extend([*summary.summary_html(RUN, folder=Path(__file__).parent), summary.below_heading(RUN, len(RUN.checks))])
 """
 TESTS = """
 import pytest

@@ -45,7 +45,8 @@ def blocks(active: Active) -> list[str]:
 
     if active.recorder is None:
         return []
-    return [*summary.summary_html(active.recorder.run, folder=active.recorder.folder), summary.below_heading(len(active.items))]
+    run = active.recorder.run
+    return [*summary.summary_html(run, folder=active.recorder.folder), summary.below_heading(run, len(active.items))]
 
 
 def summarise(active: Active, prefix: list[Any]) -> None:

@@ -45,13 +45,14 @@ def _order(run: Run) -> tuple[str, ...]:
     return (*rest[:place], "since", *rest[place:])
 
 
-def below_heading(count: int) -> str:
+def below_heading(run: Run, count: int) -> str:
     """What stands between our blocks and pytest-html's own table, which lists the same checks (``count`` of them) once more."""
-    left_out = " Checks that simply passed are in the table of promises only." if count > LISTED else ""
-    return (
-        '<section class="sg sg-tests"><h3>Tests</h3><p class="sg-note">The same checks, and tests of your own, as pytest ran them: '
-        f"open a line to read what it printed.{left_out}</p></section>"
-    )
+    told = "The same checks, and tests of your own, as pytest ran them: open a line to read what it printed."
+    passed = sum(view.standing(check) == "pass" for check in run.checks)
+    short = count > LISTED and passed > 0
+    if short:
+        told += f" {passed:,} checks that simply passed are listed in the table of promises only."
+    return f'<section class="sg sg-tests{" sg-short" if short else ""}"><h3>Tests</h3><p class="sg-note">{told}</p></section>'
 
 
 def header_cells() -> list[str]:

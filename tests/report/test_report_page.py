@@ -246,3 +246,17 @@ def test_2000_checks_stay_below_8_mb():
     page = standalone.render(msgspec.structs.replace(whole, checks=checks))
     assert len(page.encode()) < 8_000_000
     assert page.count("<tbody") >= 2000
+    # what passes beyond the first hundred is folded, what needs a person never is
+    folded = page[page.index('<details class="sg-rest">') :]
+    assert "sg-row-fail" not in folded
+    assert folded.count("sg-row-pass") > 500
+    assert page.count("sg-row-pass") - folded.count("sg-row-pass") == summary.SHOWN
+
+
+def test_pytest_htmls_table_leaves_out_what_simply_passed_where_there_are_hundreds():
+    good, bad = samples.good_checks()[0], samples.check("x", "fail", cause="y")
+    assert summary.cells_below(good, summary.LISTED) == summary.row_cells(good)
+    assert summary.cells_below(good, summary.LISTED + 1) is None
+    assert summary.cells_below(bad, 5000) == summary.row_cells(bad)
+    assert "9 checks that simply passed are listed in the table of promises only" in summary.below_heading(samples.run(), 5000)
+    assert "simply passed" not in summary.below_heading(samples.run(), 9)
