@@ -40,6 +40,8 @@ class Excerpt(Value, frozen=True, kw_only=True):
     shown: int
     first_s: float | None = None
     """Time of the first line that has one, epoch seconds."""
+    begins: bool = True
+    """Whether a start begins in it: SGLang echoes its arguments first."""
 
 
 def sections(text: str, since_s: float) -> list[list[LogLine]]:
@@ -97,7 +99,8 @@ def make(lines: Sequence[LogLine], *, limit: int = LIMIT_BYTES, hide: Callable[[
                 kept[place] = text
                 room, share = room - cost, share - cost
     first = next((line.time for line in told if line.time is not None), None)
-    return Excerpt(text=_joined(kept, len(told)), lines=len(lines), shown=len(kept), first_s=first)
+    begins = any(line.text.startswith("server_args=") for line in told[:300])
+    return Excerpt(text=_joined(kept, len(told)), lines=len(lines), shown=len(kept), first_s=first, begins=begins)
 
 
 def _without_bars(lines: Sequence[LogLine]) -> list[LogLine]:

@@ -88,7 +88,7 @@ def _server(deployment: Deployment, hide: Hide) -> list[dict[str, Any]]:
             return [{"title": f"Server: {_starts(number)} before", "source": where, "checks": [], "why": why}, *made]
         short = excerpt.make(parts[number - 1], limit=min(excerpt.LIMIT_BYTES, room), hide=hide)
         room -= len(short.text.encode())
-        what, checks = _occasion(deployment, short.first_s, began)
+        what, checks = _occasion(deployment, short.first_s, began) if short.begins else ("end of a log that holds no start", [])
         made.insert(0, {"title": f"Server: {what}{_clock(short.first_s)}", "source": where, "checks": checks})
         made[0] |= {"id": f"start-{number}", "lines": short.lines, "shown": short.shown}
         made[0] |= _written(deployment.folder, f"start-{number}", short.text)

@@ -98,6 +98,13 @@ def test_a_start_that_only_puts_things_back_is_no_evidence_for_its_check(tmp_pat
         assert item["checks"] == checks
 
 
+def test_the_end_of_a_log_whose_start_was_rotated_away_is_called_so(tmp_path: Path) -> None:
+    text = "[2026-11-23 22:30:00] Decode batch, #running-req: 1\n" * 50
+    ((item),) = kept(deployment(tmp_path, TextLog(text), 0.0)).values()
+    assert item["title"].startswith("Server: end of a log that holds no start, ")
+    assert item["checks"] == []
+
+
 def test_a_log_that_cannot_be_read_says_why(tmp_path: Path) -> None:
     found = kept(deployment(tmp_path, TextLog("", name="no log", why="the rig file names no log (server.log)"), 0.0))
     assert found["server"]["why"] == "the rig file names no log (server.log)"
