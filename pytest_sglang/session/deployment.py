@@ -313,12 +313,12 @@ class Deployment:
         try:
             self._put_back()
         finally:
-            from pytest_sglang.session import excerpts, standing
+            from pytest_sglang.session import standing
 
             self._end_what_the_run_started()
             self.as_left = standing.read(self)
             self.recorder.stop_clock()
-            excerpts.keep(self)
+            self._keep_excerpts()
             for part in (self._plane, self.hardware):
                 if part is not None:
                     part.close()
@@ -328,6 +328,12 @@ class Deployment:
             self.guard.close()
             if self.locks is not None:
                 self.locks.release()
+
+    def _keep_excerpts(self) -> None:
+        """While the logs are there: a simulated rig takes its own with it."""
+        from pytest_sglang.session import excerpts
+
+        excerpts.keep(self)
 
     def _end_what_the_run_started(self) -> None:
         from pytest_sglang.server.control import ControlError

@@ -70,6 +70,14 @@ class Recorder:
         """The fingerprint, redacted."""
         self._set(environment=facts)
 
+    def since_pass(self, found: dict[str, Any]) -> None:
+        """The newest earlier pass of this rig, and what has changed since."""
+        self._set(since_pass=found)
+
+    def logs(self, excerpts: tuple[dict[str, Any], ...]) -> None:
+        """The excerpts of logs that lie in this run's folder."""
+        self._set(logs=excerpts)
+
     def as_found(self, state: dict[str, Any]) -> None:
         """The rig before anything was done."""
         self._set(as_found=state)
@@ -104,14 +112,6 @@ class Recorder:
     def power_curve(self, curve: dict[str, Any]) -> None:
         """Speed and energy over power levels, as far as they are measured."""
         self._set(power_curve=curve)
-
-    def since_pass(self, found: dict[str, Any]) -> None:
-        """The newest earlier pass of this rig, and what has changed since."""
-        self._set(since_pass=found)
-
-    def logs(self, excerpts: tuple[dict[str, Any], ...]) -> None:
-        """The excerpts of logs that lie in this run's folder."""
-        self._set(logs=excerpts)
 
     def findings(self, findings: tuple[Finding, ...]) -> None:
         """Something noticed outside any check."""

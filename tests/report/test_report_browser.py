@@ -245,40 +245,6 @@ def test_columns_of_pytest_html_carry_the_numbers_under_their_heads(visit):
     assert own.count() == len(heads)
 
 
-def test_all_numbers_open_by_keyboard(visit):
-    page = visit("good.html")
-    numbers = page.locator("details", has_text="time to first token").first
-    assert not numbers.locator("dl").is_visible()
-    numbers.locator("summary").focus()
-    page.keyboard.press("Enter")
-    assert numbers.locator("dl").is_visible()
-
-
-def test_text_has_enough_contrast(visit):
-    """WCAG 2 AA: 4.5 to 1 for every colour that text is written in, on both backgrounds of the page."""
-    for scheme in ("light", "dark"):
-        page = visit("mixed.html", color_scheme=scheme)
-        names = ["ink", "muted", "strong", "pass", "fail", "warn", "bg", "soft"]
-        colours = page.evaluate(
-            "names => names.map(name => getComputedStyle(document.documentElement).getPropertyValue('--sg-' + name).trim())", names
-        )
-        found = dict(zip(names, map(luminance, colours), strict=True))
-        for ground in ("bg", "soft"):
-            for name in names[:-2]:
-                light, dark = max(found[name], found[ground]), min(found[name], found[ground])
-                assert (light + 0.05) / (dark + 0.05) >= 4.5, (scheme, name, ground)
-
-
-def luminance(colour):
-    parts = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
-    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
-    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
-
-
-def test_it_prints(visit):
-    assert visit("mixed.html").pdf(format="A4")[:5] == b"%PDF-"
-
-
 def test_a_cause_opens_the_log_that_it_comes_from(visit, pages):
     page = visit("since.html")
     excerpt = page.locator("#sg-log-1")
@@ -321,3 +287,37 @@ def test_nothing_is_cut_off_on_paper(visit, name):
     widths = page.locator("#results-table td.col-testId").evaluate_all("elements => elements.map(each => each.clientWidth)")
     assert all(width > 150 for width in widths)
     assert not page.locator(".sg-log").first.is_visible()
+
+
+def test_all_numbers_open_by_keyboard(visit):
+    page = visit("good.html")
+    numbers = page.locator("details", has_text="time to first token").first
+    assert not numbers.locator("dl").is_visible()
+    numbers.locator("summary").focus()
+    page.keyboard.press("Enter")
+    assert numbers.locator("dl").is_visible()
+
+
+def test_text_has_enough_contrast(visit):
+    """WCAG 2 AA: 4.5 to 1 for every colour that text is written in, on both backgrounds of the page."""
+    for scheme in ("light", "dark"):
+        page = visit("mixed.html", color_scheme=scheme)
+        names = ["ink", "muted", "strong", "pass", "fail", "warn", "bg", "soft"]
+        colours = page.evaluate(
+            "names => names.map(name => getComputedStyle(document.documentElement).getPropertyValue('--sg-' + name).trim())", names
+        )
+        found = dict(zip(names, map(luminance, colours), strict=True))
+        for ground in ("bg", "soft"):
+            for name in names[:-2]:
+                light, dark = max(found[name], found[ground]), min(found[name], found[ground])
+                assert (light + 0.05) / (dark + 0.05) >= 4.5, (scheme, name, ground)
+
+
+def luminance(colour):
+    parts = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def test_it_prints(visit):
+    assert visit("mixed.html").pdf(format="A4")[:5] == b"%PDF-"
