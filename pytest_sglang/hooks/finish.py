@@ -40,9 +40,6 @@ def close(active: Active, session: pytest.Session) -> None:
         active.recorder.as_left(active.deployment.as_left)
         verdict = active.recorder.verdict(require_all=active.options.require_all)
         session.exitstatus = _exit_code(session, verdict, interrupted)
-        from pytest_sglang.session import since
-
-        since.note(active.recorder, active.options.report_dir)
         active.recorder.finish(int(session.exitstatus), interrupted=interrupted)
         active.recorder.write()
     from pytest_sglang.hooks import page, store

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from pytest_sglang.record.run import Measurement, Run
@@ -62,8 +63,8 @@ def looked_in(run: Run) -> str:
     return "" if run.since_pass.get("run_id") else str(run.since_pass.get("looked_in") or "")
 
 
-def of(run: Run) -> Since | None:
-    """None where there is no earlier pass of this rig, or none was looked for."""
+def of(run: Run, folder: Path | None = None) -> Since | None:
+    """None where there is no earlier pass of this rig, or none was looked for. ``folder``: the run's, to link what lies beside it."""
     found = run.since_pass
     if not found.get("run_id"):
         return None
@@ -73,10 +74,14 @@ def of(run: Run) -> Since | None:
     return Since(
         run_id=run_id,
         day=day(str(found.get("started", ""))),
-        link=f"../{run_id}/report.html" if "/" not in run_id else "",
+        link=f"../{run_id}/report.html" if folder is not None and _is_beside(folder, run_id) else "",
         changed=tuple(changes(found.get("differences") or ())),
         other_power=" and ".join(f"{each:g} W" for each in levels) if other else "",
     )
+
+
+def _is_beside(folder: Path, run_id: str) -> bool:
+    return "/" not in run_id and (folder.parent / run_id / "report.html").is_file()
 
 
 def measured_then(run: Run, label: str) -> str:

@@ -131,7 +131,7 @@ def _context(run: Run, level: int, folder: Path | None) -> dict[str, Any]:
         "then": {row.label: told for row in bad if (told := since.measured_then(run, row.label)) != row.measured},
         "log_of": {row.label: found for row in bad if (found := excerpts.link_for(row.id, row.cause, logs)) is not None},
         "logs": logs,
-        "since": since.of(run),
+        "since": since.of(run, folder),
         "looked_in": since.looked_in(run),
         "charts": charts(run),
         "findings": [(each.severity, view.finding_text(each), each.remedy) for each in view.all_findings(run)],

@@ -318,7 +318,7 @@ class Deployment:
             self._end_what_the_run_started()
             self.as_left = standing.read(self)
             self.recorder.stop_clock()
-            self._keep_excerpts()
+            self._keep_for_the_reader()
             for part in (self._plane, self.hardware):
                 if part is not None:
                     part.close()
@@ -329,11 +329,12 @@ class Deployment:
             if self.locks is not None:
                 self.locks.release()
 
-    def _keep_excerpts(self) -> None:
-        """While the logs are there: a simulated rig takes its own with it."""
-        from pytest_sglang.session import excerpts
+    def _keep_for_the_reader(self) -> None:
+        """Excerpts of the logs while these are there (a simulated rig takes its own with it), and what has changed since the last pass."""
+        from pytest_sglang.session import excerpts, since
 
         excerpts.keep(self)
+        since.note(self.recorder, self.options.report_dir)
 
     def _end_what_the_run_started(self) -> None:
         from pytest_sglang.server.control import ControlError

@@ -73,12 +73,16 @@ def test_cards_that_changed_alike_stand_together_and_others_alone():
     assert [each.text() for each in told] == ["GPU 0, 2 PCIe width 16 -> 8", "GPU 1 PCIe width 16 -> 4"]
 
 
-def test_a_failing_run_tells_it_before_its_promises_and_a_passing_one_behind_them():
+def test_a_failing_run_tells_it_before_its_promises_and_a_passing_one_behind_them(tmp_path):
+    (tmp_path / PASS).mkdir()
+    (tmp_path / PASS / "report.html").touch()
     for run, first in ((samples.mixed_run(), "sg-since"), (samples.run(), "sg-promises")):
-        page = "".join(summary.summary_html(after(run))[1:])
+        page = "".join(summary.summary_html(after(run), folder=tmp_path / "mine")[1:])
         assert min(("sg-since", "sg-promises"), key=page.index) == first
         assert f'<a href="../{PASS}/report.html">' in page
         assert "23 Nov 2026" in page
+        # a run that is not beside this one is named without a link
+        assert f'{PASS}/report.html"' not in "".join(summary.summary_html(after(run), folder=tmp_path / "else" / "where"))
         assert re.search(r">GPU 3 PCIe width</th><td[^>]*>16</td><td[^>]*>8</td>", page)
 
 
@@ -147,7 +151,8 @@ def test_the_job_summary_tells_it_above_the_table():
     "found",
     [{"run_id": 5}, {"run_id": "x", "differences": [{}]}, {"run_id": "a/../b", "started": "never", "power_levels_w": ["x"]}],
 )
-def test_a_strange_record_still_renders(found):
+def test_a_strange_record_still_renders(found, tmp_path):
     run = msgspec.structs.replace(samples.mixed_run(), since_pass=found)
-    assert "Since the last pass" in standalone.render(run)
-    assert 'href="../a/' not in standalone.render(run)
+    page = standalone.render(run, tmp_path)
+    assert "Since the last pass" in page
+    assert 'href="../' not in page
