@@ -381,7 +381,8 @@ class Deployment:
             )
             return
         if stopping.is_to_start(self):
-            self.server.launches.append((self.clock.time(), "put back at the end", ""))
+            if "server" in self.__dict__:
+                self.server.launches.append((self.clock.time(), "put back at the end", ""))
             self._controller.start()
             _settle(self._controller)
         if not self._controller.state().active:
