@@ -276,9 +276,10 @@ class Deployment:
 
     def take_fingerprint(self) -> None:
         """Keep what this run is made on; again whenever another server process answers."""
-        from pytest_sglang.session import fingerprint
+        from pytest_sglang.session import fingerprint, layout
 
         self.recorder.environment(fingerprint.take(self))
+        self.recorder.topology(layout.read(self))
 
     def require_this_machine(self) -> None:
         """Raise Inconclusive where the promised server is another machine's: the cards here say nothing about it."""
@@ -310,10 +311,11 @@ class Deployment:
         try:
             self._put_back()
         finally:
-            from pytest_sglang.session import standing
+            from pytest_sglang.session import layout, standing
 
             self._end_what_the_run_started()
             self.as_left = standing.read(self)
+            self.recorder.topology(layout.read(self))
             self.recorder.stop_clock()
             for part in (self._plane, self.hardware):
                 if part is not None:

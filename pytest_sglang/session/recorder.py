@@ -13,6 +13,7 @@ from pytest_sglang.record import run as records
 from pytest_sglang.record.clock import Clock
 from pytest_sglang.record.run import Check, NotChecked, Run
 from pytest_sglang.record.values import Finding, Startup, Throughput
+from pytest_sglang.session import earlier
 
 NOT_AS_IT_WAS = frozenset({"not-put-back", "did-not-come-back", "survivor"})
 """Findings after which a run cannot pass."""
@@ -78,6 +79,20 @@ class Recorder:
         """The rig after everything was put back, read back."""
         self._set(as_left=state)
 
+    def topology(self, seen: dict[str, Any]) -> None:
+        """Cards, links and the server's place on them, as ``layout`` reads them; the newest reading stands.
+
+        Where a later one no longer sees the server, it keeps where the server was seen. ``first_paths`` are those of the first one.
+        """
+        known = self.run.topology
+        if "cards" in known:
+            if "cards" not in seen:
+                seen = {**known, "not_read_again": seen.get("unreadable")}
+            elif "gpus" not in seen["serving"] and "gpus" in known["serving"]:
+                seen = {**seen, "serving": known["serving"]}
+            seen = {**seen, "first_paths": known.get("first_paths", known["paths"])}
+        self._set(topology=records.plain(seen))
+
     def startup(self, label: str, startup: Startup, budget_s: float | None) -> None:
         """A start that was made or judged, for the time-line chart."""
         item = {"label": label, "startup": records.plain(startup), "budget_s": budget_s}
@@ -134,6 +149,7 @@ class Recorder:
         now = self._ended or self._began
         verdict = {0: "pass", 1: "fail"}.get(exit_code, "inconclusive")
         self._set(
+            earlier_starts=earlier.starts(self.folder.parent, self.run),
             finished=records.utc(now),
             duration_s=round(now - self._began, 3),
             wall_s=round(time.time() - self.began_wall, 3),
