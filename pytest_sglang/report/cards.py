@@ -33,12 +33,13 @@ class Row(Value, frozen=True, kw_only=True):
 
 
 class Section(Value, frozen=True, kw_only=True):
-    """Cards that stand together: a group of the server, or those that it does not use. ``sure`` False: only promised."""
+    """Cards that stand together: a group of the server (``used``; ``sure`` False: only promised), or others; ``idle``: not its own."""
 
     title: str
     rows: tuple[Row, ...]
     used: bool = True
     sure: bool = True
+    idle: bool = False
 
 
 class Join(Value, frozen=True, kw_only=True):
@@ -63,13 +64,14 @@ class Crossing(Value, frozen=True, kw_only=True):
 
 
 class Plan(Value, frozen=True, kw_only=True):
-    """All that is drawn. ``fabric``: cards on NVSwitches, by key. ``paths``: nvidia-smi's name of the way between every two cards."""
+    """All that is drawn. ``fabric``: cards on NVSwitches, by key; ``fabric_off``: why no program may use them. ``paths``: nvidia-smi's name of the way between every two cards."""
 
     sections: tuple[Section, ...]
     joins: tuple[Join, ...] = ()
     crossings: tuple[Crossing, ...] = ()
     fabric: tuple[int | str, ...] = ()
     fabric_promised: int | None = None
+    fabric_off: str = ""
     paths: dict[tuple[int, int], str] = {}
     notes: tuple[str, ...] = ()
 
@@ -90,11 +92,15 @@ def plan(run: Run) -> Plan | None:
     waived = "nvlink" in (run.rig.get("unavailable") or ())
     promised = {} if waived else _promised(seen, rows)
     joins = _joins(seen, promised, set(fabric))
-    linked = {(each.one, each.other) for each in joins if each.links} | set(combinations(fabric, 2))
+    off = _unusable_fabric(seen, set(fabric))
+    usable = {(each.one, each.other) for each in joins if each.links and each.state != "unusable"}
+    linked = usable | (set() if off else set(combinations(fabric, 2)))
     near = linked | {(each.one, each.other) for each in joins}
     sections = _sections(run, seen, rows, near)
     paths = {(each["gpus"][0], each["gpus"][1]): each for each in seen["paths"]}
-    crossings = [each for section in sections if section.used for each in _crossings(section, linked, paths)]
+    # a card without NVLink has none to anybody; that is known, though nothing can be read
+    bare = {each["index"] for each in seen["cards"] if each.get("links_unsupported")}
+    crossings = [each for section in sections if section.used for each in _crossings(section, linked, paths, bare)]
     wanted = [count for pair, count in promised.items() if set(pair) <= set(fabric)]
     return Plan(
         sections=tuple(sections),
@@ -102,6 +108,7 @@ def plan(run: Run) -> Plan | None:
         crossings=tuple(crossings),
         fabric=fabric,
         fabric_promised=max(wanted, default=None),
+        fabric_off=off,
         paths={pair: f"NV{each['links']}" if each["links"] else each["path"] or "?" for pair, each in paths.items()},
         notes=tuple(_notes(seen, sections, joins, linked)),
     )
@@ -143,20 +150,21 @@ def _pcie(card: Mapping[str, Any], promise: Mapping[str, Any]) -> tuple[str, boo
         value is not None and wanted is not None and value < wanted
         for value, wanted in ((gen if loaded else most_gen, promise.get("pcie_gen")), (width, promise.get("pcie_width")))
     ]
+    now = " under load" if loaded else " now"
     if any(short):
-        wanted = _link(promise.get("pcie_gen"), promise.get("pcie_width"))
-        return f"PCIe {_link(gen if loaded else most_gen, width)}, promised {wanted.removeprefix('gen ')}", True
-    if (gen, width) == (most_gen, most_width):
-        return f"PCIe {_link(gen, width)}{' under load' if loaded else ''}", False
-    most = _link(most_gen, most_width).removeprefix("gen ")
-    if gen is None:
-        return f"PCIe {_link(None, width)}, at most gen {most}", False
-    return f"PCIe {_link(gen, width).removeprefix('gen ')} of {most} {'under load' if loaded else 'now'}", False
+        wanted = _link(promise.get("pcie_gen"), promise.get("pcie_width"), None, None)
+        return f"PCIe {_link(gen if loaded else most_gen, width, None, None)}, promised {wanted}", True
+    whole = (gen, width) == (most_gen, most_width) and not loaded
+    return f"PCIe {_link(gen, width, most_gen, most_width)}{'' if whole else now}", False
 
 
-def _link(gen: int | None, width: int | None) -> str:
-    parts = [f"gen {gen}" if gen is not None else "", f"x{width}" if width is not None else ""]
-    return " ".join(each for each in parts if each) or "not readable"
+def _link(gen: int | None, width: int | None, most_gen: int | None, most_width: int | None) -> str:
+    """ "gen 1 of 4, x16": what is, and what could be where that is more."""
+    parts = [
+        f"gen {'?' if gen is None else gen}{f' of {most_gen}' if most_gen not in (None, gen) else ''}" if gen or most_gen else "",
+        f"x{'?' if width is None else width}{f' of {most_width}' if most_width not in (None, width) else ''}" if width or most_width else "",
+    ]
+    return ", ".join(each for each in parts if each) if most_gen else " ".join(each for each in parts if each)
 
 
 # --- links -------------------------------------------------------------------------------------------------------------------
@@ -203,13 +211,21 @@ def _join(
     if links == 0:
         return made("down", "NVLink down", then or f"{wanted} link{'s' if wanted != 1 else ''} promised")
     if wanted is not None and links < wanted:
-        return made("partial", f"{links} of {wanted} links up", then or f"{wanted} promised")
+        return made("partial", f"{count} up", f"{wanted} promised{f', {then}' if then else ''}")
     if p2p not in _USABLE:
         return made("unusable", f"{count} up, unusable", f"peer-to-peer: {p2p}")
     return made("up", count, then or "as promised") if wanted is not None else made("extra", count, then or "not promised")
 
 
-def _crossings(section: Section, linked: set[tuple[Any, Any]], paths: Mapping[tuple[int, int], Mapping[str, Any]]) -> list[Crossing]:
+def _unusable_fabric(seen: Mapping[str, Any], fabric: set[int | str]) -> str:
+    """Links to the switches are up, but peers may not use them (no fabric manager, say): their peer-to-peer states."""
+    states = {each.get("p2p_nvlink") for each in seen["paths"] if set(each["gpus"]) <= fabric} - _USABLE
+    return ", ".join(sorted(map(str, states)))
+
+
+def _crossings(
+    section: Section, linked: set[tuple[Any, Any]], paths: Mapping[tuple[int, int], Mapping[str, Any]], bare: set[int]
+) -> list[Crossing]:
     """Neighbours in a group that belong to different islands of NVLink."""
     rows = [row for row in section.rows if row.standing == "there"]
     islands = _islands([row.key for row in rows], linked)
@@ -222,7 +238,7 @@ def _crossings(section: Section, linked: set[tuple[Any, Any]], paths: Mapping[tu
         levels = sorted({each["path"] for each in between if each.get("path") in _NEARNESS}, key=_NEARNESS.index)
         states = {each.get("p2p_read") for each in between} - {None, "U"}
         more = "" if not states else "peer-to-peer" if states == {"OK"} else f"no peer-to-peer ({', '.join(sorted(states - {'OK'}))})"
-        known = bool(between) and all(each.get("links") is not None for each in between)
+        known = bool(between) and all(each.get("links") is not None or bare & set(each["gpus"]) for each in between)
         text = f"over PCIe{f' ({levels[-1]})' if levels else ''}" if known else "link not known"
         found.append(Crossing(one=above.key, other=below.key, text=text, more=more))
     return found
@@ -257,20 +273,19 @@ def _sections(run: Run, seen: Mapping[str, Any], rows: list[Row], near: set[tupl
     for number, group in enumerate(groups, 1):
         title = _title(len(group), number if len(groups) > 1 else None, sure)
         sections.append(Section(title=title, rows=_ordered([by_key[key] for key in group if key in by_key], near), sure=sure))
+    gone = [row for row in rows if row.standing == "absent"]
+    sections.append(Section(title="promised, not found", rows=tuple(gone), used=False))
     rest = [row for row in rows if row.key not in used and row.standing != "absent"]
     title = "not used by the server" if groups and sure else "not promised to the server" if groups else ""
     if not groups and serving:
         title = "where the server runs is not known"
-    sections.append(Section(title=title, rows=_ordered(rest, near), used=False))
-    gone = [row for row in rows if row.standing == "absent"]
-    sections.append(Section(title="promised, not found", rows=tuple(gone), used=False))
+    sections.append(Section(title=title, rows=_ordered(rest, near), used=False, idle=bool(groups)))
     return [each for each in sections if each.rows]
 
 
 def _title(size: int, number: int | None, sure: bool) -> str:
     what = "the server's card" if size == 1 and number is None else f"tensor parallel group{f' {number}' if number else ''}"
-    cards = f", {size} cards" if size > 1 else ""
-    return f"{what}{cards}" if sure else f"{what}{cards} (promised)"
+    return f"{what} (promised)" if not sure else f"{what}, {size} cards" if size > 1 else what
 
 
 def _ordered(rows: list[Row], near: set[tuple[Any, Any]]) -> tuple[Row, ...]:
@@ -294,8 +309,8 @@ def _notes(
         pairs = list(combinations(sorted(row.key for row in section.rows if isinstance(row.key, int)), 2)) if section.used else []
         apart = [pair for pair in pairs if pair not in linked]
         if apart and seen["paths"]:
-            where = "" if sum(each.used for each in sections) == 1 else f" of {section.title.split(',')[0]}"
-            notes.append(f"{len(apart)} of {len(pairs)} pairs{where} exchange over PCIe")
+            group = "the group" if sum(each.used for each in sections) == 1 else section.title.partition(",")[0]
+            notes.append(f"{len(apart)} of {len(pairs)} pairs of {group} exchange over PCIe")
     if seen.get("links_unreadable"):
         notes.append(f"links not readable: {seen['links_unreadable']}")
     broken = {str(each["links_unreadable"]) for each in seen["cards"] if each.get("links_unreadable") and not each.get("links_unsupported")}

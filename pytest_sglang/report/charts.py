@@ -51,8 +51,8 @@ def startup_chart(run: Run) -> Chart:
     note = "Phases from launch to readiness; the dashed line is the promised budget. Each start has its own time axis."
     if any(waterfall.earlier_of(run, item) for item in run.startups):
         note += (
-            " Outlines are the last start of that kind, from an earlier run without injected faults; "
-            "a phase that differs from it beyond the grain of a log has the difference at its right."
+            " Outlines are the last start of that kind in an earlier run (without injected faults); "
+            "where a phase took clearly longer or shorter, the difference stands at the right."
         )
     if run.simulated:
         note += " All times are rig time."
@@ -69,7 +69,8 @@ def cache_chart(run: Run) -> Chart:
     return Chart(
         id="cache",
         title="Compile caches",
-        note="Pale is what a cache held before the start, dark what the start added. Each start has its own scale.",
+        note="A bar is what a cache held before the start and then, in the stronger colour, what the start added. "
+        "Each start has its own scale.",
         panels=tuple(panels),
         empty="No start was made or read in this run.",
     )
@@ -95,11 +96,7 @@ def topology_chart(run: Run) -> Chart:
     from pytest_sglang.report import topology
 
     panels = _panels("sg-topology", run, topology.panels)
-    note = (
-        "Second line of a card: its PCIe link. Thick lines are NVLink, dashed with a cross is down, dotted is PCIe inside a group. "
-        "The server's cards are those of its processes."
-    )
-    return Chart(id="topology", title="Topology", note=note, panels=tuple(panels), empty="This run looked at no cards.")
+    return Chart(id="topology", title="Topology", note=topology.note(run), panels=tuple(panels), empty="This run looked at no cards.")
 
 
 def throughput_chart(run: Run) -> Chart:

@@ -120,8 +120,9 @@ def _is_about(sentence: str, path: str, paths: list[str]) -> bool:
 
 def _gained(got: Mapping[str, Any]) -> str:
     names, variants = got.get("new_kernels") or {}, got.get("new_variants") or {}
+    entries = sum(names.values())
     parts = [
-        _count(len(names), "new kernel name"),
+        _count(len(names), "new kernel name") + (f" in {entries} entries" if entries > len(names) else ""),
         f"{_count(sum(variants.values()), 'variant')} of {_count(len(variants), 'kernel')}" if variants else "",
         _count(got.get("new_graphs") or 0, "graph"),
         _count(got.get("new_autotune") or 0, "tuning result"),
@@ -149,6 +150,8 @@ def _note(start: Mapping[str, Any], diff: Mapping[str, Any]) -> str:
     had = diff.get("before_entries") or 0
     told.append(f"{had} → {had + entries} entries, +{amount(diff.get('bytes') or 0)}")
     told.append(_count(len(diff.get("new_kernels") or ()), "new kernel name") or "no new kernel name")
+    if had and not diff.get("before"):
+        told.append("sizes before are not in this record")
     late = start.get("after_ready") or {}
     after = len(late.get("new_kernels") or ()) if isinstance(late, dict) else 0
     return ", ".join([*told, *([f"{after} of them after it was ready"] if after else [])])

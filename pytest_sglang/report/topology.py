@@ -12,8 +12,8 @@ from pytest_sglang.report import cards, svg
 from pytest_sglang.report.cards import BAD, Crossing, Join, Plan, Row, Section
 from pytest_sglang.report.svg import Panel
 
-WIDTH, ROW, BOX, HEAD, GAP = 380.0, 40.0, 32.0, 20.0, 10.0
-BOX_LEFT, BOX_RIGHT, LANE, TEXT = 12.0, 212.0, 14.0, 240.0
+WIDTH, ROW, BOX, HEAD, GAP = 380.0, 43.0, 36.0, 22.0, 10.0
+BOX_LEFT, BOX_RIGHT, LANE, TEXT = 12.0, 212.0, 14.0, 246.0
 """Left and right edge of a card, distance of two lanes of bridges, begin of their texts (pixels)."""
 LANES = 9
 """Bridges beside one another for which there is room."""
@@ -38,7 +38,7 @@ def panels(identity: str, run: Any) -> list[Panel]:
     if plan is None:
         return []
     drawn = [_machine(f"{identity}-1", plan)]
-    if len(plan.paths) > 1:
+    if len(set(plan.paths.values())) > 1:
         drawn.append(_ways(f"{identity}-2", plan))
     return drawn
 
@@ -48,7 +48,7 @@ def panels(identity: str, run: Any) -> list[Panel]:
 
 def _machine(identity: str, plan: Plan) -> Panel:
     places, frames, height = _places(plan)
-    heading, note = _heading(plan), "; ".join(plan.notes)
+    heading = _heading(plan)
     with svg.canvas(WIDTH, height) as drawing:
         drawing.margins(0, 0, 0, 0)
         axes = drawing.axes
@@ -57,15 +57,15 @@ def _machine(identity: str, plan: Plan) -> Panel:
         for section, (top, bottom) in zip(plan.sections, frames, strict=True):
             _frame(axes, section, top, bottom)
             for row in section.rows:
-                _card(axes, row, places[row.key], used=section.used)
+                _card(axes, row, places[row.key], idle=section.idle)
         if plan.fabric:
             _fabric(axes, plan, places)
         meshes, joins = _meshed(plan)
         for members, links in meshes:
-            _bar(axes, [places[each] for each in members], ["" for _ in members], "every two", f"{links} links")
-        _bridges(axes, joins, plan.crossings, places)
+            _bar(axes, [places[each] for each in members], ["" for _ in members], "every two", _count(links))
+        untold = _bridges(axes, joins, plan.crossings, places)
         picture = drawing.svg(identity=identity, title=f"Cards and links: {heading}", description=_described(plan))
-    return Panel(heading=heading, note=note, svg=picture)
+    return Panel(heading=heading, note="; ".join([*plan.notes, *untold]), svg=picture)
 
 
 def _places(plan: Plan) -> tuple[dict[int | str, float], list[tuple[float, float]], float]:
@@ -93,14 +93,14 @@ def _frame(axes: Any, section: Section, top: float, bottom: float) -> None:
             (2, top), BOX_RIGHT + 6, bottom - top, boxstyle=style, facecolor=svg.SOFT, edgecolor=edge, linestyle=line, linewidth=1.2
         )
         axes.add_patch(frame)
-    axes.text(BOX_LEFT, top + HEAD / 2 + 2, section.title, va="center", color=svg.INK if section.used else svg.MUTED, size=SMALL)
+    axes.text(BOX_LEFT, top + HEAD / 2 + 2, section.title, va="center", color=svg.MUTED if section.idle else svg.INK, size=SMALL)
 
 
-def _card(axes: Any, row: Row, y: float, *, used: bool) -> None:
+def _card(axes: Any, row: Row, y: float, *, idle: bool) -> None:
     from matplotlib.patches import FancyBboxPatch
 
     there = row.standing == "there"
-    edge = svg.FAIL if not there else svg.STRONG if used else svg.RULE
+    edge = svg.FAIL if not there else svg.RULE if idle else svg.STRONG
     box = FancyBboxPatch(
         (BOX_LEFT, y - BOX / 2),
         BOX_RIGHT - BOX_LEFT,
@@ -112,12 +112,12 @@ def _card(axes: Any, row: Row, y: float, *, used: bool) -> None:
         linewidth=1.0,
     )
     axes.add_patch(box)
-    ink = svg.INK if used and there else svg.MUTED
-    axes.text(BOX_LEFT + 8, y - 8, svg.clean(row.label), va="center", color=ink, weight="bold")
-    axes.text(BOX_RIGHT - 8, y - 8, svg.clean(row.name), va="center", ha="right", color=ink, size=SMALL)
+    ink = svg.INK if there and not idle else svg.MUTED
+    axes.text(BOX_LEFT + 8, y - 7, svg.clean(row.label), va="center", color=ink, weight="bold")
+    axes.text(BOX_RIGHT - 8, y - 7, svg.clean(row.name), va="center", ha="right", color=ink, size=SMALL)
     below = {"there": row.pcie, "lost": "lost", "absent": "not found"}[row.standing]
     colour = svg.FAIL if not there or row.pcie_short else svg.MUTED
-    axes.text(BOX_LEFT + 8, y + 7.5, svg.clean(below), va="center", color=colour, size=SMALL)
+    axes.text(BOX_LEFT + 8, y + 8.5, svg.clean(below), va="center", color=colour, size=SMALL)
 
 
 # --- bridges -----------------------------------------------------------------------------------------------------------------
@@ -133,8 +133,8 @@ def _meshed(plan: Plan) -> tuple[list[tuple[list[int | str], int]], list[Join]]:
     return [(keys, counts.pop() or 0)], [each for each in plan.joins if each.state not in ("up", "extra")]
 
 
-def _bridges(axes: Any, joins: list[Join], crossings: tuple[Crossing, ...], places: dict[int | str, float]) -> None:
-    """Bridges as brackets, each on a lane of its own where they overlap; their texts where there is one lane only."""
+def _bridges(axes: Any, joins: list[Join], crossings: tuple[Crossing, ...], places: dict[int | str, float]) -> list[str]:
+    """Bridges as brackets, each on a lane of its own where they overlap. Gives the texts for which there is no room then."""
     items: list[tuple[float, float, Join | Crossing]] = []
     bridged = {frozenset((each.one, each.other)) for each in joins}
     for each in (*joins, *(each for each in crossings if frozenset((each.one, each.other)) not in bridged)):
@@ -149,10 +149,12 @@ def _bridges(axes: Any, joins: list[Join], crossings: tuple[Crossing, ...], plac
         taken[lane].append((top, bottom))
         lanes.append(lane)
     over = {frozenset((each.one, each.other)): each for each in crossings}
+    alone = len(taken) == 1
     for (top, bottom, each), lane in zip(items, lanes, strict=True):
-        alone = len(taken) == 1
         if lane < LANES:
-            _bracket(axes, top, bottom, lane, each, alone=alone, instead=over.get(frozenset((each.one, each.other))))
+            instead = over.get(frozenset((each.one, each.other))) if isinstance(each, Join) else None
+            _bracket(axes, top, bottom, lane, each, alone=alone, instead=instead)
+    return [] if alone else [f"GPU {each.one} to {each.other}: {each.text}, {each.more}" for each in joins if each.state != "up"]
 
 
 def _bracket(
@@ -166,18 +168,20 @@ def _bracket(
     # bridges leave a card below its middle and arrive above it, so that a chain of them does not run together
     low, high = top + 7, bottom - 7
     parts = [[(BOX_RIGHT, low), (x, low), (x, high), (BOX_RIGHT, high)]]
-    if not alone:
+    if not alone and isinstance(each, Join):
         parts = [[(BOX_RIGHT, low), (x, low), (x, middle - 8)], [(x, middle + 8), (x, high), (BOX_RIGHT, high)]]
     for part in parts:
         axes.plot([px for px, _ in part], [py for _, py in part], color=colour, linewidth=width, linestyle=line, clip_on=False)
     if not alone:
-        number = "×" if state == "down" else "?" if not isinstance(each, Join) or each.links is None else str(each.links)
-        axes.text(x, middle, "P" if state == "crossing" else number, ha="center", va="center", color=colour, size=SMALL)
+        if isinstance(each, Join):
+            number = "×" if state == "down" else "?" if each.links is None else str(each.links)
+            axes.text(x, middle, number, ha="center", va="center", color=colour, size=SMALL)
         return
     if state == "down":
         axes.plot([x], [middle], marker="x", markersize=8, markeredgewidth=2, color=colour)
     more = f"{each.more}" if instead is None else f"{each.more},|{instead.text}"
-    lines = [(each.text, svg.MUTED if state in ("crossing", "unknown") else colour if state in BAD else svg.INK)]
+    text = f"NVLink, {each.text}" if state in ("up", "extra", "partial", "unusable") else each.text
+    lines = [(text, svg.MUTED if state in ("crossing", "unknown") else colour if state in BAD else svg.INK)]
     lines += [(part, svg.MUTED) for part in more.split("|") if part]
     step = 13.0 if len(lines) < 3 else 12.0
     for number, (text, ink) in enumerate(lines):
@@ -189,20 +193,24 @@ def _bracket(
 def _fabric(axes: Any, plan: Plan, places: dict[int | str, float]) -> None:
     """NVSwitches as one bar, and what each card has to them."""
     rows = [row for row in plan.rows if row.key in plan.fabric]
-    texts = [f"{row.switched}" if row.links_up >= row.links else f"{row.links_up} of {row.links}" for row in rows]
+    texts = [_count(row.switched) if row.links_up >= row.links else f"{row.links_up} of {row.links}" for row in rows]
     wanted = plan.fabric_promised
     short = [wanted is not None and row.switched < wanted for row in rows]
-    below = "" if wanted is None else f"{wanted} links a card promised"
-    _bar(axes, [places[row.key] for row in rows], texts, "NVSwitch", "links a card", bad=short, below=below)
+    more = "not promised" if wanted is None else "as promised" if not any(short) else f"{_count(wanted)} promised"
+    if plan.fabric_off:
+        more, short = f"unusable ({plan.fabric_off})", [True for _ in rows]
+    _bar(axes, [places[row.key] for row in rows], texts, "NVSwitch", more, bad=short)
 
 
-def _bar(
-    axes: Any, heights: list[float], texts: list[str], title: str, more: str, *, bad: list[bool] | None = None, below: str = ""
-) -> None:
+def _count(links: int) -> str:
+    return f"{links} link{'s' if links != 1 else ''}"
+
+
+def _bar(axes: Any, heights: list[float], texts: list[str], title: str, more: str, *, bad: list[bool] | None = None) -> None:
     """A vertical bar to which cards are joined."""
     from matplotlib.patches import FancyBboxPatch
 
-    left, wide = 276.0, 12.0
+    left, wide = 280.0, 12.0
     top, bottom = min(heights) - BOX / 2, max(heights) + BOX / 2
     for number, (y, text) in enumerate(zip(heights, texts, strict=True)):
         failed = bool(bad and bad[number])
@@ -213,12 +221,10 @@ def _bar(
     axes.add_patch(
         FancyBboxPatch((left, top), wide, bottom - top, boxstyle=style, facecolor=svg.ACCENT, edgecolor=svg.STRONG, linewidth=1.2)
     )
-    middle = (top + bottom) / 2
-    lines = [each for each in (title, more, *([*below.split(" a card")] if below else [])) if each]
-    lines = [title, more, *([below.replace(" a card promised", ""), "promised"] if below else [])]
-    for number, text in enumerate(lines):
-        at = middle + 13 * (number - (len(lines) - 1) / 2)
-        axes.text(left + wide + 8, at, text, va="center", color=svg.INK if number == 0 else svg.MUTED, size=SMALL)
+    middle, x = (top + bottom) / 2, left + wide + 8
+    axes.text(x, middle - 6.5, title, va="center", color=svg.INK, size=SMALL)
+    failed = bool(bad and any(bad))
+    axes.text(x, middle + 6.5, more, va="center", color=svg.FAIL if failed else svg.MUTED, size=SMALL)
 
 
 # --- the ways ----------------------------------------------------------------------------------------------------------------
@@ -266,8 +272,25 @@ def _heading(plan: Plan) -> str:
     cards_text = f"{count} card{'s' if count != 1 else ''}"
     if not used:
         return cards_text
-    members = [str(row.key) for section in used for row in section.rows]
-    return f"{cards_text}, the server on GPU{'s' if len(members) > 1 else ''} {', '.join(members)}"
+    members = sorted(row.key for section in used for row in section.rows if isinstance(row.key, int))
+    run = len(members) > 2 and members[-1] - members[0] == len(members) - 1
+    listed = f"{members[0]} to {members[-1]}" if run else ", ".join(map(str, members))
+    return f"{cards_text}, the server on GPU{'s' if len(members) > 1 else ''} {listed}"
+
+
+def note(run: Any) -> str:
+    """How the drawing is read, as far as this one needs it; "" where it cannot be drawn."""
+    try:
+        plan = cards.plan(run)
+    except Exception:
+        return ""
+    if plan is None:
+        return ""
+    told = ["The second line of a card is its PCIe link."]
+    told += ["Thick lines are NVLink."] if plan.fabric or any(each.links for each in plan.joins) else []
+    told += ["A dashed line with a cross is a bridge that is down."] if any(each.state == "down" for each in plan.joins) else []
+    told += ["Dotted is where a group's traffic crosses PCIe."] if plan.crossings else []
+    return " ".join(told)
 
 
 def _described(plan: Plan) -> str:
@@ -281,6 +304,8 @@ def _described(plan: Plan) -> str:
         parts.append(f"NVLink {names[join.one]} to {names[join.other]}: {join.text}{f', {join.more}' if join.more else ''}")
     for row in (row for row in plan.rows if row.key in plan.fabric):
         parts.append(f"{row.label} has {row.switched} links to NVSwitches{'' if row.links_up >= row.links else f', {row.links} there'}")
+    if plan.fabric_off:
+        parts.append(f"the NVSwitches are unusable for peers ({plan.fabric_off})")
     for each in plan.crossings:
         more = f", {each.more}" if each.more else ""
         parts.append(f"between {names[each.one]} and {names[each.other]} the group goes {each.text}{more}")

@@ -30,9 +30,10 @@ NAMES: dict[str, str] = {
     "first_token": "first token",
     "steady": "steady",
 }
-WIDTH, ROW, LEFT, RIGHT, TOP, BOTTOM = 380.0, 18.0, 102.0, 84.0, 18.0, 24.0
+WIDTH, ROW, LEFT, RIGHT, TOP, BOTTOM = 380.0, 18.0, 102.0, 92.0, 18.0, 24.0
 DIFFERENCE = 52.0
 """Room for what a phase took longer than last time."""
+FAINT = 0.6
 _STEPS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400)
 
 
@@ -59,12 +60,13 @@ def panel(identity: str, item: dict[str, Any], earlier: Mapping[str, Any] | None
     keys = _keys(phases)
     differences = {} if behind is None else _differences(phases, keys, behind)
     end_s = _end(phases, ready_s, budget_s, behind)
-    right = RIGHT + (DIFFERENCE if differences else 0)
+    # lengths and what they grew by stand close to one another
+    right = max(60.0, 10 + 6.5 * max(len(_length(each)) for each in phases)) + DIFFERENCE if differences else RIGHT
     with svg.canvas(WIDTH, TOP + BOTTOM + ROW * len(phases)) as drawing:
         drawing.margins(LEFT, right, TOP, BOTTOM)
         axes = drawing.axes
         axes.set(xlim=(0, end_s), ylim=(len(phases) - 0.5, -0.5))
-        _time_axis(axes, end_s)
+        _time_axis(axes, end_s, marks=5 if WIDTH - LEFT - right > 165 else 4)
         axes.set_yticks(range(len(phases)), [svg.clean(_name(each["id"])) for each in phases])
         axes.spines["left"].set_visible(False)
         longest = max(_seconds(each, end_s) for each in phases)
@@ -74,8 +76,9 @@ def panel(identity: str, item: dict[str, Any], earlier: Mapping[str, Any] | None
             _bar(axes, place, each, end_s, longest, WIDTH - LEFT - right)
             _difference(axes, place, differences.get(keys[place]), WIDTH - LEFT - right)
         if behind is not None and behind.ready_s <= end_s:
-            # its readiness: a tick that grows out of the time axis
-            axes.plot([behind.ready_s] * 2, [0, 7 / (ROW * len(phases))], transform=axes.get_xaxis_transform(), color=svg.MUTED)
+            # its readiness: a tick of the time axis
+            tick = [0, -6 / (ROW * len(phases))]
+            axes.plot([behind.ready_s] * 2, tick, transform=axes.get_xaxis_transform(), color=svg.MUTED, alpha=FAINT, clip_on=False)
         if budget_s is not None and budget_s <= end_s:
             _budget(axes, budget_s, end_s, missed=ready_s is not None and ready_s > budget_s)
         told = "" if behind is None else f". {behind.told[0].upper()}{behind.told[1:]}"
@@ -140,8 +143,8 @@ def _keys(phases: list[dict[str, Any]]) -> list[tuple[str, int]]:
 def _differences(phases: list[dict[str, Any]], keys: list[tuple[str, int]], behind: Earlier) -> dict[tuple[str, int], float]:
     """Seconds by which phases took longer (or shorter, negative) than then, where that is worth telling.
 
-    A log is stamped to the second, so that two lengths differ by up to 2 s for nothing; a tenth of the phase and a fiftieth of the
-    start are more than starts of one machine differ by.
+    A log is stamped to the second, so that two lengths differ by up to 2 s for nothing, and starts of one machine differ by some per
+    cent: told is what is more than 3 s, 15 % of the phase and 4 % of the start.
     """
     told = {}
     for each, key in zip(phases, keys, strict=True):
@@ -149,14 +152,16 @@ def _differences(phases: list[dict[str, Any]], keys: list[tuple[str, int]], behi
         if end_s is None or each.get("end_s") is None:
             continue
         change_s = (each["end_s"] - each["begin_s"]) - (end_s - begin_s)
-        if abs(change_s) > max(2.0, 0.1 * (end_s - begin_s), 0.02 * behind.ready_s):
+        if abs(change_s) > max(3.0, 0.15 * (end_s - begin_s), 0.04 * behind.ready_s):
             told[key] = change_s
     return told
 
 
 def _change(seconds: float) -> str:
     size, sign = abs(seconds), "+" if seconds > 0 else "\N{MINUS SIGN}"
-    return f"{sign}{size:.0f} s" if size < 100 else f"{sign}{size / 60:.1f} min" if size < 6000 else f"{sign}{size / 3600:.1f} h"
+    if size < 100:
+        return f"{sign}{size:.0f} s"
+    return f"{sign}{size / 60:.{0 if size >= 600 else 1}f} min" if size < 6000 else f"{sign}{size / 3600:.1f} h"
 
 
 def _difference(axes: Any, place: int, seconds: float | None, width: float) -> None:
@@ -173,10 +178,11 @@ def _outline(axes: Any, place: int, span: tuple[float, float | None], end_s: flo
     begin_s, stopped_s = span
     if stopped_s is not None and stopped_s <= begin_s:
         if begin_s <= end_s:
-            axes.plot([begin_s], [place], marker="D", markersize=8, color=svg.MUTED, fillstyle="none", markeredgewidth=0.9)
+            axes.plot([begin_s], [place], marker="D", markersize=8, color=svg.MUTED, fillstyle="none", markeredgewidth=0.9, alpha=FAINT)
         return
     seconds = (end_s if stopped_s is None else stopped_s) - begin_s
-    axes.barh(place, max(seconds, end_s / 250), left=begin_s, height=0.9, facecolor="none", edgecolor=svg.MUTED, linewidth=0.9)
+    width = max(seconds, end_s / 250)
+    axes.barh(place, width, left=begin_s, height=0.86, facecolor="none", edgecolor=svg.MUTED, linewidth=0.9, alpha=FAINT)
 
 
 def _described(
@@ -250,8 +256,8 @@ def _bar(axes: Any, place: int, phase: dict[str, Any], end_s: float, longest: fl
     axes.text(1 + 6 / width, place, _length(phase), transform=axes.get_yaxis_transform(), ha="left", va="center", color=svg.INK)
 
 
-def _time_axis(axes: Any, end_s: float) -> None:
-    step = next((each for each in _STEPS if end_s / each <= 5), 86400)
+def _time_axis(axes: Any, end_s: float, *, marks: int) -> None:
+    step = next((each for each in _STEPS if end_s / each <= marks), 86400)
     places = [step * number for number in range(int(end_s / step) + 1)]
     factor, unit = (60, "min") if step >= 60 else (1, "s")
     texts = [f"{place / factor:g}" for place in places]
