@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from itertools import combinations
+from itertools import combinations, pairwise
 from typing import Any, Literal
 
 from pytest_sglang.judge.placement import groups as groups_of
@@ -141,7 +141,9 @@ def _row(card: Mapping[str, Any], run: Run) -> Row:
 def _pcie(card: Mapping[str, Any], promise: Mapping[str, Any]) -> tuple[str, bool]:
     """PCIe as read under load where it was, else as it is now (the generation drops when idle), and whether it falls short."""
     loaded = card.get("load_pcie_gen") is not None or card.get("load_pcie_width") is not None
-    gen, width = (card.get("load_pcie_gen"), card.get("load_pcie_width")) if loaded else (card.get("pcie_gen"), card["pcie_width"])
+    gen, width = (
+        (card.get("load_pcie_gen"), card.get("load_pcie_width")) if loaded else (card.get("pcie_gen"), card.get("pcie_width"))
+    )
     most_gen, most_width = card.get("pcie_max_gen"), card.get("pcie_max_width")
     if gen is None and width is None and most_gen is None:
         return "PCIe not readable", False
@@ -162,7 +164,9 @@ def _link(gen: int | None, width: int | None, most_gen: int | None, most_width: 
     """ "gen 1 of 4, x16": what is, and what could be where that is more."""
     parts = [
         f"gen {'?' if gen is None else gen}{f' of {most_gen}' if most_gen not in (None, gen) else ''}" if gen or most_gen else "",
-        f"x{'?' if width is None else width}{f' of {most_width}' if most_width not in (None, width) else ''}" if width or most_width else "",
+        f"x{'?' if width is None else width}{f' of {most_width}' if most_width not in (None, width) else ''}"
+        if width or most_width
+        else "",
     ]
     return ", ".join(each for each in parts if each) if most_gen else " ".join(each for each in parts if each)
 
@@ -175,46 +179,47 @@ def _promised(seen: Mapping[str, Any], rows: Iterable[Row]) -> dict[tuple[int | 
     keys = {row.key for row in rows}
     found: dict[tuple[int | str, int | str], int] = {}
     for each in seen["promised"]:
-        ends = [entry if entry is not None else f"entry {place}" for entry, place in zip(each["gpus"], each["entries"], strict=True)]
+        ends = [
+            entry if entry is not None else f"entry {place}" for entry, place in zip(each["gpus"], each["entries"], strict=True)
+        ]
         if set(ends) <= keys:
             one, other = sorted(ends, key=lambda key: (isinstance(key, str), key))
             found[one, other] = each["links"] or 1
     return found
 
 
-def _joins(
-    seen: Mapping[str, Any], promised: Mapping[tuple[int | str, int | str], int], fabric: set[int | str]
-) -> list[Join]:
+def _joins(seen: Mapping[str, Any], promised: Mapping[tuple[int | str, int | str], int], fabric: set[int | str]) -> list[Join]:
     by_pair: dict[tuple[int | str, int | str], Mapping[str, Any]] = {tuple(each["gpus"]): each for each in seen["paths"]}
     first = {tuple(each["gpus"]): each.get("links") for each in seen.get("first_paths") or ()}
-    reason = seen.get("links_unreadable")
     joins = []
     for pair in dict.fromkeys((*promised, *(pair for pair, each in by_pair.items() if each["links"]))):
         if set(pair) <= fabric:
             continue
         path = by_pair.get(pair, {})
         gone = any(isinstance(key, str) for key in pair)
-        joins.append(_join(pair, 0 if gone else path.get("links"), promised.get(pair), path.get("p2p_nvlink"), first.get(pair), reason))
+        joins.append(_join(pair, 0 if gone else path.get("links"), promised.get(pair), path.get("p2p_nvlink"), first.get(pair)))
     return joins
 
 
-def _join(
-    pair: tuple[int | str, int | str], links: int | None, wanted: int | None, p2p: str | None, before: int | None, reason: str | None
-) -> Join:
+def _join(pair: tuple[int | str, int | str], links: int | None, wanted: int | None, p2p: str | None, before: int | None) -> Join:
     def made(state: JoinState, text: str, more: str = "") -> Join:
         return Join(one=pair[0], other=pair[1], state=state, links=links, promised=wanted, text=text, more=more)
 
     count = "" if links is None else f"{links} link{'s' if links != 1 else ''}"
     then = f"{before} when the run began" if before not in (None, links) else ""
     if links is None:
-        return made("unknown", reason or "NVLink not readable", f"{wanted} promised" if wanted is not None else "")
+        return made("unknown", "NVLink not read", _wanted(wanted))
     if links == 0:
-        return made("down", "NVLink down", then or f"{wanted} link{'s' if wanted != 1 else ''} promised")
+        return made("down", "NVLink down", then or _wanted(wanted))
     if wanted is not None and links < wanted:
         return made("partial", f"{count} up", f"{wanted} promised{f', {then}' if then else ''}")
     if p2p not in _USABLE:
         return made("unusable", f"{count} up, unusable", f"peer-to-peer: {p2p}")
     return made("up", count, then or "as promised") if wanted is not None else made("extra", count, then or "not promised")
+
+
+def _wanted(links: int | None) -> str:
+    return "" if links is None else f"{links} link{'s' if links != 1 else ''} promised"
 
 
 def _unusable_fabric(seen: Mapping[str, Any], fabric: set[int | str]) -> str:
@@ -230,15 +235,16 @@ def _crossings(
     rows = [row for row in section.rows if row.standing == "there"]
     islands = _islands([row.key for row in rows], linked)
     found = []
-    for above, below in zip(rows, rows[1:], strict=False):
+    for above, below in pairwise(rows):
         one, other = islands[above.key], islands[below.key]
         if one == other:
             continue
         between = [paths.get(_pair(a, b), {}) for a in islands for b in islands if islands[a] == one and islands[b] == other]
-        levels = sorted({each["path"] for each in between if each.get("path") in _NEARNESS}, key=_NEARNESS.index)
-        states = {each.get("p2p_read") for each in between} - {None, "U"}
-        more = "" if not states else "peer-to-peer" if states == {"OK"} else f"no peer-to-peer ({', '.join(sorted(states - {'OK'}))})"
-        known = bool(between) and all(each.get("links") is not None or bare & set(each["gpus"]) for each in between)
+        levels = sorted({str(each["path"]) for each in between if each.get("path") in _NEARNESS}, key=_NEARNESS.index)
+        states = {str(each["p2p_read"]) for each in between if each.get("p2p_read") not in (None, "U")}
+        refused = ", ".join(sorted(states - {"OK"}))
+        more = f"no peer-to-peer ({refused})" if refused else "peer-to-peer" if states else ""
+        known = bool(between) and all(each.get("links") is not None or bare & set(each.get("gpus") or ()) for each in between)
         text = f"over PCIe{f' ({levels[-1]})' if levels else ''}" if known else "link not known"
         found.append(Crossing(one=above.key, other=below.key, text=text, more=more))
     return found
@@ -294,9 +300,7 @@ def _ordered(rows: list[Row], near: set[tuple[Any, Any]]) -> tuple[Row, ...]:
     return tuple(sorted(rows, key=lambda row: (islands[row.key], str(row.key).zfill(4))))
 
 
-def _notes(
-    seen: Mapping[str, Any], sections: list[Section], joins: list[Join], linked: set[tuple[Any, Any]]
-) -> list[str]:
+def _notes(seen: Mapping[str, Any], sections: list[Section], joins: list[Join], linked: set[tuple[Any, Any]]) -> list[str]:
     serving, notes = seen["serving"], []
     if "unreadable" in serving:
         notes.append(f"where the server runs was not read: {serving['unreadable']}")
@@ -305,15 +309,21 @@ def _notes(
     bad = [each for each in joins if each.state in BAD]
     if bad:
         notes.append(f"{len(bad)} of {sum(each.promised is not None for each in joins)} promised bridges not as promised")
+    bare = {each["index"] for each in seen["cards"] if each.get("links_unsupported")}
+    known = {tuple(each["gpus"]) for each in seen["paths"] if each["links"] is not None or bare & set(each["gpus"])}
     for section in sections:
         pairs = list(combinations(sorted(row.key for row in section.rows if isinstance(row.key, int)), 2)) if section.used else []
-        apart = [pair for pair in pairs if pair not in linked]
-        if apart and seen["paths"]:
+        apart = [pair for pair in pairs if pair not in linked and pair in known]
+        if apart:
             group = "the group" if sum(each.used for each in sections) == 1 else section.title.partition(",")[0]
             notes.append(f"{len(apart)} of {len(pairs)} pairs of {group} exchange over PCIe")
     if seen.get("links_unreadable"):
         notes.append(f"links not readable: {seen['links_unreadable']}")
-    broken = {str(each["links_unreadable"]) for each in seen["cards"] if each.get("links_unreadable") and not each.get("links_unsupported")}
+    broken = {
+        str(each["links_unreadable"])
+        for each in seen["cards"]
+        if each.get("links_unreadable") and not each.get("links_unsupported")
+    }
     notes += [f"NVLink not readable: {each}" for each in sorted(broken)]
     hidden = [each["index"] for each in seen["cards"] if each.get("links_to_unknown")]
     if hidden:
@@ -332,7 +342,7 @@ def _of_old_record(run: Run) -> dict[str, Any]:
     cards = [{**each, "entry": _entry(entries, each), "load_pcie_gen": None} for each in run.environment.get("gpus") or []]
     index = {each["entry"]: each["index"] for each in cards if each["entry"] is not None}
     nvlink = run.rig.get("nvlink") or {}
-    promised = [
+    promised: list[dict[str, Any]] = [
         {"entries": list(pair), "gpus": [index.get(each) for each in pair], "links": nvlink.get("links")}
         for pair in nvlink.get("pairs") or []
     ]
@@ -355,12 +365,12 @@ def _of_old_record(run: Run) -> dict[str, Any]:
     }
 
 
-def _old_serving(run: Run, index: Mapping[int, int]) -> dict[str, Any]:
+def _old_serving(run: Run, index: Mapping[Any, Any]) -> dict[str, Any]:
     server = run.rig.get("server")
     if not server:
         return {}
     wanted = [index[each] for each in server["gpus"] if each in index] if server.get("gpus") else sorted(index.values())
-    told = {"promised": wanted, "tp": server.get("tp")}
+    told: dict[str, Any] = {"promised": wanted, "tp": server.get("tp")}
     found = next((each.measured.get("gpus") for each in run.checks if each.id == "placement"), None)
     if found is None or not isinstance(found.value, str):
         return {**told, "unreadable": "not in this record"}

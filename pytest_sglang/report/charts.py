@@ -65,7 +65,7 @@ def cache_chart(run: Run) -> Chart:
 
     panels = [_panel(f"sg-cache-{number}", item, growth.panel) for number, item in enumerate(run.startups, 1)]
     for kind, points in _cache_sizes(run).items():
-        panels += _panels(f"sg-caches-{kind}", {"label": kind}, lambda name, each, points=points: [growth.sizes(name, each["label"], points)])
+        panels.append(_panel(f"sg-caches-{kind}", {"label": kind, "points": points}, growth.sizes))
     return Chart(
         id="cache",
         title="Compile caches",
@@ -95,8 +95,13 @@ def topology_chart(run: Run) -> Chart:
     """Cards, links and the server's groups on them."""
     from pytest_sglang.report import topology
 
-    panels = _panels("sg-topology", run, topology.panels)
-    return Chart(id="topology", title="Topology", note=topology.note(run), panels=tuple(panels), empty="This run looked at no cards.")
+    try:
+        panels, note, empty = topology.panels("sg-topology", run), topology.note(run), "This run looked at no cards."
+    except DrawingError as error:
+        panels, note, empty = [], "", f"Not drawn: {error}"
+    except Exception as error:
+        panels, note, empty = [], "", f"The recorded cards could not be understood: {type(error).__name__}: {error}"
+    return Chart(id="topology", title="Topology", note=note, panels=tuple(panels), empty=empty)
 
 
 def throughput_chart(run: Run) -> Chart:

@@ -50,8 +50,9 @@ def panel(identity: str, item: dict[str, Any]) -> Panel:
     return Panel(heading=heading, note=note, svg=picture)
 
 
-def sizes(identity: str, kind: str, points: list[tuple[str, int]]) -> Panel:
-    """Bytes in all caches after each start of a kind, over runs, oldest first; the last one is this run's."""
+def sizes(identity: str, item: dict[str, Any]) -> Panel:
+    """Bytes in all caches after each start of a kind (``label``), over runs: ``points`` of (moment, bytes), the last is this run's."""
+    kind, points = item["label"], item["points"]
     width, height, right = WIDTH, 92.0, 76.0
     values = [value for _, value in points]
     heading = f"{kind} starts of {len(points)} runs"
@@ -142,7 +143,9 @@ def _note(start: Mapping[str, Any], diff: Mapping[str, Any]) -> str:
         told.append(f"not readable: {'; '.join(map(str, diff['unreadable']))}")
     gained = diff.get("caches") or ()
     entries = sum(
-        sum((each.get("new_kernels") or {}).values()) + sum((each.get("new_variants") or {}).values()) + (each.get("new_graphs") or 0)
+        sum((each.get("new_kernels") or {}).values())
+        + sum((each.get("new_variants") or {}).values())
+        + (each.get("new_graphs") or 0)
         for each in gained
     )
     if not gained:
@@ -163,7 +166,9 @@ def _cache(axes: Any, each: Cache, top: float, scale: float) -> None:
     middle = top + 11
     axes.text(LEFT - 8, middle, svg.clean(each.name), ha="right", va="center", color=svg.INK)
     if each.unreadable:
-        axes.add_patch(Rectangle((LEFT, middle - BAR / 2), 60, BAR, facecolor="none", edgecolor=svg.MUTED, hatch="////", linewidth=0.8))
+        axes.add_patch(
+            Rectangle((LEFT, middle - BAR / 2), 60, BAR, facecolor="none", edgecolor=svg.MUTED, hatch="////", linewidth=0.8)
+        )
         axes.text(LEFT + 68, middle, "not readable", va="center", color=svg.WARN)
     else:
         before = (each.before or 0) * scale
@@ -172,7 +177,9 @@ def _cache(axes: Any, each: Cache, top: float, scale: float) -> None:
         if each.added:
             # what is there has to be seen beside a hundred times as much
             begin = LEFT + max(before, 1.5 if before else 0)
-            axes.add_patch(Rectangle((begin, middle - BAR / 2), max(each.added * scale, 2.5), BAR, facecolor=svg.STRONG, linewidth=0))
+            axes.add_patch(
+                Rectangle((begin, middle - BAR / 2), max(each.added * scale, 2.5), BAR, facecolor=svg.STRONG, linewidth=0)
+            )
         gained = f"+{amount(each.added)}" if each.added else "+0"
         axes.text(WIDTH - 2, middle, gained if each.told != "nothing new" else amount(each.before or 0), ha="right", va="center")
     axes.text(LEFT, top + 27, svg.clean(_cut(each.unreadable or each.told, 44)), va="center", color=svg.MUTED, size=11)

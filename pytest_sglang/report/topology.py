@@ -135,59 +135,83 @@ def _meshed(plan: Plan) -> tuple[list[tuple[list[int | str], int]], list[Join]]:
 
 def _bridges(axes: Any, joins: list[Join], crossings: tuple[Crossing, ...], places: dict[int | str, float]) -> list[str]:
     """Bridges as brackets, each on a lane of its own where they overlap. Gives the texts for which there is no room then."""
-    items: list[tuple[float, float, Join | Crossing]] = []
-    bridged = {frozenset((each.one, each.other)) for each in joins}
-    for each in (*joins, *(each for each in crossings if frozenset((each.one, each.other)) not in bridged)):
-        top, bottom = sorted((places[each.one], places[each.other]))
-        items.append((top, bottom, each))
-    items.sort(key=lambda item: (item[1] - item[0], item[0]))
-    taken: list[list[tuple[float, float]]] = []
-    lanes = []
-    for top, bottom, _ in items:
-        lane = next((n for n, spans in enumerate(taken) if all(bottom <= low or top >= high for low, high in spans)), len(taken))
-        taken[lane:lane] = [[]] if lane == len(taken) else []
-        taken[lane].append((top, bottom))
-        lanes.append(lane)
     over = {frozenset((each.one, each.other)): each for each in crossings}
-    alone = len(taken) == 1
-    for (top, bottom, each), lane in zip(items, lanes, strict=True):
+    bridged = {frozenset((each.one, each.other)) for each in joins}
+    every: list[Join | Crossing] = [*joins, *(each for ends, each in over.items() if ends not in bridged)]
+    spans = [(min(places[each.one], places[each.other]), max(places[each.one], places[each.other])) for each in every]
+    lanes = _lanes(spans)
+    alone = max(lanes, default=0) == 0
+    for each, (top, bottom), lane in zip(every, spans, lanes, strict=True):
         if lane < LANES:
-            instead = over.get(frozenset((each.one, each.other))) if isinstance(each, Join) else None
-            _bracket(axes, top, bottom, lane, each, alone=alone, instead=instead)
-    return [] if alone else [f"GPU {each.one} to {each.other}: {each.text}, {each.more}" for each in joins if each.state != "up"]
+            _bracket(axes, top, bottom, lane, each, whole=alone or isinstance(each, Crossing))
+            x, middle = _lane(lane), (top + bottom) / 2
+            if alone:
+                _texts(axes, x, middle, each, over.get(frozenset((each.one, each.other))) if isinstance(each, Join) else None)
+            elif isinstance(each, Join):
+                number = "×" if each.state == "down" else "?" if each.links is None else str(each.links)
+                axes.text(x, middle, number, ha="center", va="center", color=_colour(each), size=SMALL)
+    return [] if alone else [f"GPU {each.one} to {each.other}: {_told(each)}" for each in joins if each.state != "up"]
 
 
-def _bracket(
-    axes: Any, top: float, bottom: float, lane: int, each: Join | Crossing, *, alone: bool, instead: Crossing | None
-) -> None:
-    state = each.state if isinstance(each, Join) else "crossing"
-    x, middle = BOX_RIGHT + 8 + LANE * (lane + 1), (top + bottom) / 2
-    colour = svg.FAIL if state in BAD else svg.MUTED if state in ("crossing", "unknown") else svg.STRONG
+def _lanes(spans: list[tuple[float, float]]) -> list[int]:
+    """A lane for each span such that no two on one lane overlap; the short ones next to the cards."""
+    taken: list[list[tuple[float, float]]] = []
+    found = [0] * len(spans)
+    for place in sorted(range(len(spans)), key=lambda each: (spans[each][1] - spans[each][0], spans[each][0])):
+        top, bottom = spans[place]
+        lane = next((n for n, others in enumerate(taken) if all(bottom <= low or top >= high for low, high in others)), len(taken))
+        if lane == len(taken):
+            taken.append([])
+        taken[lane].append((top, bottom))
+        found[place] = lane
+    return found
+
+
+def _lane(lane: int) -> float:
+    return BOX_RIGHT + 8 + LANE * (lane + 1)
+
+
+def _state(each: Join | Crossing) -> str:
+    return each.state if isinstance(each, Join) else "crossing"
+
+
+def _colour(each: Join | Crossing) -> str:
+    state = _state(each)
+    return svg.FAIL if state in BAD else svg.MUTED if state in ("crossing", "unknown") else svg.STRONG
+
+
+def _bracket(axes: Any, top: float, bottom: float, lane: int, each: Join | Crossing, *, whole: bool) -> None:
+    """``whole``: without a gap in its middle for a number."""
+    state, x, middle = _state(each), _lane(lane), (top + bottom) / 2
     line = {"down": (0, (4, 3)), "unknown": (0, (1, 2)), "crossing": (0, (1, 2.2))}.get(state, "solid")
     width = 2.6 if state in ("up", "extra") else 1.6
     # bridges leave a card below its middle and arrive above it, so that a chain of them does not run together
     low, high = top + 7, bottom - 7
-    parts = [[(BOX_RIGHT, low), (x, low), (x, high), (BOX_RIGHT, high)]]
-    if not alone and isinstance(each, Join):
-        parts = [[(BOX_RIGHT, low), (x, low), (x, middle - 8)], [(x, middle + 8), (x, high), (BOX_RIGHT, high)]]
+    upper, lower = [(BOX_RIGHT, low), (x, low)], [(x, high), (BOX_RIGHT, high)]
+    parts = [[*upper, *lower]] if whole else [[*upper, (x, middle - 8)], [(x, middle + 8), *lower]]
     for part in parts:
-        axes.plot([px for px, _ in part], [py for _, py in part], color=colour, linewidth=width, linestyle=line, clip_on=False)
-    if not alone:
-        if isinstance(each, Join):
-            number = "×" if state == "down" else "?" if each.links is None else str(each.links)
-            axes.text(x, middle, number, ha="center", va="center", color=colour, size=SMALL)
-        return
+        axes.plot([px for px, _ in part], [py for _, py in part], color=_colour(each), linewidth=width, linestyle=line)
+
+
+def _texts(axes: Any, x: float, middle: float, each: Join | Crossing, instead: Crossing | None) -> None:
+    """What a bridge is, beside it; ``instead``: the way that its traffic takes where it is down."""
+    state = _state(each)
     if state == "down":
-        axes.plot([x], [middle], marker="x", markersize=8, markeredgewidth=2, color=colour)
-    more = f"{each.more}" if instead is None else f"{each.more},|{instead.text}"
-    text = f"NVLink, {each.text}" if state in ("up", "extra", "partial", "unusable") else each.text
-    lines = [(text, svg.MUTED if state in ("crossing", "unknown") else colour if state in BAD else svg.INK)]
-    lines += [(part, svg.MUTED) for part in more.split("|") if part]
+        axes.plot([x], [middle], marker="x", markersize=8, markeredgewidth=2, color=_colour(each))
+    told = f"NVLink, {each.text}" if state in ("up", "extra", "partial", "unusable") else each.text
+    first = svg.MUTED if state in ("crossing", "unknown") else _colour(each) if state in BAD else svg.INK
+    lines = [told, *([each.more] if each.more else []), *([instead.text] if instead is not None else [])]
     step = 13.0 if len(lines) < 3 else 12.0
-    for number, (text, ink) in enumerate(lines):
-        weight = "bold" if number == 0 and state in BAD else "normal"
-        at = middle + step * (number - (len(lines) - 1) / 2)
-        axes.text(TEXT, at, svg.clean(text), va="center", color=ink, size=SMALL, weight=weight)
+    for number, line in enumerate(lines):
+        axes.text(
+            TEXT,
+            middle + step * (number - (len(lines) - 1) / 2),
+            svg.clean(line),
+            va="center",
+            color=first if number == 0 else svg.MUTED,
+            size=SMALL,
+            weight="bold" if number == 0 and state in BAD else "normal",
+        )
 
 
 def _fabric(axes: Any, plan: Plan, places: dict[int | str, float]) -> None:
@@ -216,7 +240,9 @@ def _bar(axes: Any, heights: list[float], texts: list[str], title: str, more: st
         failed = bool(bad and bad[number])
         colour = svg.FAIL if failed else svg.STRONG
         axes.plot([BOX_RIGHT, left], [y, y], color=colour, linewidth=2.6, linestyle=(0, (4, 2)) if failed else "solid")
-        axes.text((BOX_RIGHT + 8 + left) / 2, y - 4, text, ha="center", va="bottom", color=colour if failed else svg.INK, size=SMALL)
+        axes.text(
+            (BOX_RIGHT + 8 + left) / 2, y - 4, text, ha="center", va="bottom", color=colour if failed else svg.INK, size=SMALL
+        )
     style = "round,pad=0,rounding_size=3"
     axes.add_patch(
         FancyBboxPatch((left, top), wide, bottom - top, boxstyle=style, facecolor=svg.ACCENT, edgecolor=svg.STRONG, linewidth=1.2)
@@ -254,7 +280,9 @@ def _ways(identity: str, plan: Plan) -> Panel:
                 fill = svg.ACCENT if text.startswith("NV") else svg.SOFT if one == other else "none"
                 edge = {"edgecolor": svg.FAIL, "linestyle": (0, (3, 2)), "linewidth": 1.4} if bad else {"edgecolor": svg.RULE}
                 axes.add_patch(Rectangle((x + 1, y - tall / 2 + 1), wide - 2, tall - 2, facecolor=fill, **edge))
-                axes.text(x + wide / 2, y, svg.clean(text), ha="center", va="center", color=svg.FAIL if bad else svg.INK, size=SMALL)
+                axes.text(
+                    x + wide / 2, y, svg.clean(text), ha="center", va="center", color=svg.FAIL if bad else svg.INK, size=SMALL
+                )
         told = "; ".join(f"GPU {one} to {other}: {text}" for (one, other), text in sorted(plan.paths.items()))
         heading = "The way between every two cards"
         picture = drawing.svg(identity=identity, title=heading, description=f"{told}.")
@@ -297,16 +325,22 @@ def _described(plan: Plan) -> str:
     """The drawing for who cannot see it."""
     parts = []
     for section in plan.sections:
-        listed = ", ".join(f"{row.label} {' '.join(each for each in (row.name, row.pcie, row.why) if each)}".strip() for row in section.rows)
+        listed = ", ".join(
+            f"{row.label} {' '.join(each for each in (row.name, row.pcie, row.why) if each)}".strip() for row in section.rows
+        )
         parts.append(f"{section.title or 'cards'}: {listed}")
     names = {row.key: row.label for row in plan.rows}
-    for join in plan.joins:
-        parts.append(f"NVLink {names[join.one]} to {names[join.other]}: {join.text}{f', {join.more}' if join.more else ''}")
-    for row in (row for row in plan.rows if row.key in plan.fabric):
-        parts.append(f"{row.label} has {row.switched} links to NVSwitches{'' if row.links_up >= row.links else f', {row.links} there'}")
+    parts += [f"NVLink {names[each.one]} to {names[each.other]}: {_told(each)}" for each in plan.joins]
+    fabric = [row for row in plan.rows if row.key in plan.fabric]
+    parts += [
+        f"{row.label} has {_count(row.switched)} to NVSwitches{'' if row.links_up >= row.links else f', {row.links} there'}"
+        for row in fabric
+    ]
     if plan.fabric_off:
         parts.append(f"the NVSwitches are unusable for peers ({plan.fabric_off})")
-    for each in plan.crossings:
-        more = f", {each.more}" if each.more else ""
-        parts.append(f"between {names[each.one]} and {names[each.other]} the group goes {each.text}{more}")
+    parts += [f"between {names[each.one]} and {names[each.other]} the group goes {_told(each)}" for each in plan.crossings]
     return "; ".join([*parts, *plan.notes]) + "."
+
+
+def _told(each: Join | Crossing) -> str:
+    return f"{each.text}, {each.more}" if each.more else each.text

@@ -178,7 +178,9 @@ def _outline(axes: Any, place: int, span: tuple[float, float | None], end_s: flo
     begin_s, stopped_s = span
     if stopped_s is not None and stopped_s <= begin_s:
         if begin_s <= end_s:
-            axes.plot([begin_s], [place], marker="D", markersize=8, color=svg.MUTED, fillstyle="none", markeredgewidth=0.9, alpha=FAINT)
+            axes.plot(
+                [begin_s], [place], marker="D", markersize=8, color=svg.MUTED, fillstyle="none", markeredgewidth=0.9, alpha=FAINT
+            )
         return
     seconds = (end_s if stopped_s is None else stopped_s) - begin_s
     width = max(seconds, end_s / 250)
@@ -224,7 +226,7 @@ def _end(phases: list[dict[str, Any]], ready_s: float | None, budget_s: float | 
     last = max(last, 0.001)
     if behind is not None:
         then = max([behind.ready_s, *(end or begin for begin, end in behind.spans.values())])
-        last = max(last, min(then, 3 * last))
+        last = max(last, min(then, 2 * last))
     return float(max(last, budget_s) * 1.01 if budget_s is not None and budget_s < 4 * last else last * 1.02)
 
 

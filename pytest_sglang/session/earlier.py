@@ -22,16 +22,8 @@ def starts(report_dir: Path, run: Run) -> dict[str, Any]:
 
     Each with ``run_id, started, label, ready_s, launched_at_is, phases, version, model, cache_bytes`` and ``sizes``, the bytes in
     the caches after such a start over the runs before. A run with injected faults is never taken, whatever else there is: the
-    outline shows how the rig starts when nothing is wrong. What cannot be read is passed over; never raises.
+    outline shows how the rig starts when nothing is wrong. What cannot be read is passed over.
     """
-    try:
-        return _starts(report_dir, run)
-    except Exception:
-        # a picture's background must not cost a run its record
-        return {}
-
-
-def _starts(report_dir: Path, run: Run) -> dict[str, Any]:
     found: dict[str, Any] = {}
     name = str(run.rig.get("name") or "unnamed rig")
     runs = store.newest(report_dir, rig=name, simulated=run.simulated)
@@ -40,24 +32,41 @@ def _starts(report_dir: Path, run: Run) -> dict[str, Any]:
         if each.environment.get("faults"):
             continue
         for kind in KINDS:
-            if kind not in found and (told := _of(each, kind)) is not None:
+            if kind not in found and (told := _readable(each, kind)) is not None:
                 found[kind] = told
         if len(found) == len(KINDS):
             break
     return found
 
 
+def _readable(run: Stored, kind: str) -> dict[str, Any] | None:
+    try:
+        return _of(run, kind)
+    except (AttributeError, KeyError, TypeError, ValueError):
+        # a foreign record; the background of a chart must not cost a run its own
+        return None
+
+
 def _of(run: Stored, kind: str) -> dict[str, Any] | None:
     """The run's own newest start of this kind, else the one that it knows of."""
     known = run.earlier_starts.get(kind)
-    before = known if isinstance(known, dict) and isinstance(known.get("phases"), list) else None
+    before = known if isinstance(known, dict) and _is_whole(known) else None
     for item in reversed(run.startups):
-        start = item.startup
-        # seconds from the first line of a log are no launch's
-        whole = start.get("ready_s") is not None and start.get("phases") and start.get("launched_at_is", "launch") == "launch"
-        if start.get("kind") == kind and whole:
-            return _told(run, item.label, start, before)
+        if item.startup.get("kind") == kind and _is_whole(item.startup):
+            return _told(run, item.label, item.startup, before)
     return before
+
+
+def _is_whole(start: dict[str, Any]) -> bool:
+    """Whether it has a time line that can stand behind another; seconds from the first line of a log are no launch's."""
+    phases = start.get("phases")
+    timed = isinstance(phases, list) and all(isinstance(each["begin_s"], (int, float)) and "id" in each for each in phases)
+    return (
+        bool(phases)
+        and timed
+        and isinstance(start.get("ready_s"), (int, float))
+        and start.get("launched_at_is", "launch") == "launch"
+    )
 
 
 def _told(run: Stored, label: str, start: dict[str, Any], before: dict[str, Any] | None) -> dict[str, Any]:

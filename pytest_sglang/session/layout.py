@@ -102,7 +102,9 @@ def _links(index: int, found: Topology) -> dict[str, Any]:
     missing = found.unreadable.get(index)
     here = {each.pci for each in found.cards}
     to = Counter(
-        "switch" if each.remote_type == "switch" else "card" if each.remote_pci in here else "unknown" for each in own if each.active
+        "switch" if each.remote_type == "switch" else "card" if each.remote_pci in here else "unknown"
+        for each in own
+        if each.active
     )
     return {
         "links": len(own),

@@ -82,7 +82,8 @@ class Recorder:
     def topology(self, seen: dict[str, Any]) -> None:
         """Cards, links and the server's place on them, as ``layout`` reads them; the newest reading stands.
 
-        Where a later one no longer sees the server, it keeps where the server was seen. ``first_paths`` are those of the first one.
+        Where a later one no longer sees the server, it keeps where the server was seen. ``first_paths`` are those of
+        the first reading, where they have changed since.
         """
         known = self.run.topology
         if "cards" in known:
@@ -90,7 +91,8 @@ class Recorder:
                 seen = {**known, "not_read_again": seen.get("unreadable")}
             elif "gpus" not in seen["serving"] and "gpus" in known["serving"]:
                 seen = {**seen, "serving": known["serving"]}
-            seen = {**seen, "first_paths": known.get("first_paths", known["paths"])}
+            first = known.get("first_paths", known["paths"])
+            seen = {**seen, "first_paths": first} if first != seen["paths"] else seen
         self._set(topology=records.plain(seen))
 
     def startup(self, label: str, startup: Startup, budget_s: float | None) -> None:

@@ -119,7 +119,14 @@ def newest(folder: Path, *, rig: str, simulated: bool) -> Iterator[Stored]:
     Newest by the moment in the folder's name, as runs name theirs; a folder of another name goes by the time of its run.json.
     Runs of other rigs are told by the first lines of their file and cost a thirtieth of a reading.
     """
-    for path in sorted(_records(folder), key=_moment, reverse=True):
+    import os
+
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        return
+    for _, name in sorted(((_moment(folder, name), name) for name in names), reverse=True):
+        path = folder / name / "run.json"
         try:
             if _is_anothers(path, rig, simulated):
                 continue
@@ -137,20 +144,19 @@ _RIG = re.compile(rb'^ "rig": \{\n  "name": ("(?:[^"\\]|\\.)*"),$', re.MULTILINE
 """The first lines of a run.json as ``record.run.write`` writes them."""
 
 
-def _moment(path: Path) -> tuple[str, str]:
-    name = path.parent.name
+def _moment(folder: Path, name: str) -> str:
     found = _NAMED.match(name)
     if found is not None:
-        return found[0], name
+        return found[0]
     try:
-        return time.strftime("%Y-%m-%dT%H-%M-%SZ", time.gmtime(path.stat().st_mtime)), name
+        return time.strftime("%Y-%m-%dT%H-%M-%SZ", time.gmtime((folder / name / "run.json").stat().st_mtime))
     except OSError:
-        return "", name
+        return ""
 
 
 def _is_anothers(path: Path, rig: str, simulated: bool) -> bool:
     """Whether the first lines tell that it is of another rig; False where they do not tell."""
-    with path.open("rb") as file:
+    with open(path, "rb", buffering=0) as file:
         head = file.read(_HEAD)
     flag, name = _FLAG.search(head), _RIG.search(head)
     if flag is not None and (flag[1] == b"true") != simulated:
@@ -197,7 +203,11 @@ def _records(folder: Path) -> Iterator[Path]:
         return
     for entry in entries:
         path = Path(entry.path) / "run.json"
-        if entry.is_dir() and path.is_file():
+        try:
+            there = entry.is_dir() and path.is_file()
+        except OSError:
+            continue
+        if there:
             yield path
 
 
