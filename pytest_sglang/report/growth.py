@@ -53,12 +53,12 @@ def panel(identity: str, item: dict[str, Any]) -> Panel:
 def sizes(identity: str, item: dict[str, Any]) -> Panel:
     """Bytes in all caches after each start of a kind (``label``), over runs: ``points`` of (moment, bytes), the last is this run's."""
     kind, points = item["label"], item["points"]
-    width, height, right = WIDTH, 92.0, 76.0
+    width, height, left, right = WIDTH, 92.0, 76.0, 76.0
     values = [value for _, value in points]
     heading = f"{kind} starts of {len(points)} runs"
     note = f"bytes in all caches after the start, {points[0][0][:10]} to {points[-1][0][:10]}"
     with svg.canvas(width, height) as drawing:
-        drawing.margins(14, right, 14, 16)
+        drawing.margins(left, right, 14, 16)
         axes = drawing.axes
         low, high = min(values), max(values)
         room = max(high - low, 0.02 * high, 1) * 0.15
@@ -69,9 +69,9 @@ def sizes(identity: str, item: dict[str, Any]) -> Panel:
             axes.spines[side].set_visible(False)
         axes.plot(range(len(points)), values, color=svg.ACCENT, marker="o", markersize=4, clip_on=False)
         axes.plot([len(points) - 1], [values[-1]], color=svg.STRONG, marker="o", markersize=6, clip_on=False)
-        at = 1 + 10 / (width - 14 - right)
-        y = (values[-1] - axes.get_ylim()[0]) / (axes.get_ylim()[1] - axes.get_ylim()[0])
-        axes.text(at, y, amount(values[-1]), transform=axes.transAxes, va="center", color=svg.INK)
+        away = 0.3 + (len(points) - 0.4) * 6 / (width - left - right)
+        axes.text(-away, values[0], amount(values[0]), ha="right", va="center", color=svg.MUTED)
+        axes.text(len(points) - 1 + away, values[-1], amount(values[-1]), va="center", color=svg.INK)
         told = ", ".join(f"{moment[:10]} {amount(value)}" for moment, value in points)
         picture = drawing.svg(identity=identity, title=f"Size of the compile caches, {heading}", description=f"{told}.")
     return Panel(heading=heading, note=note, svg=picture)

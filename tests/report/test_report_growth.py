@@ -91,7 +91,7 @@ def test_without_caches_the_reason_stands_in_place(diff, missing):
 def test_size_over_the_runs_before():
     *_, warm, cold = charts.cache_chart(samples.run()).panels
     assert warm.heading == "warm starts of 3 runs"
-    assert texts(warm) == ["1.4 MB"]
+    assert texts(warm) == ["1.0 MB", "1.4 MB"]
     assert described(warm) == "2026-11-21 1.0 MB, 2026-11-23 1.2 MB, 2026-11-24 1.4 MB."
     assert cold.heading == "cold starts of 3 runs"
     assert len(charts.cache_chart(samples.run(earlier_starts={})).panels) == 2
