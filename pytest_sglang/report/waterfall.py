@@ -31,7 +31,7 @@ NAMES: dict[str, str] = {
     "steady": "steady",
 }
 WIDTH, ROW, LEFT, RIGHT, TOP, BOTTOM = 380.0, 18.0, 102.0, 92.0, 18.0, 24.0
-DIFFERENCE = 52.0
+DIFFERENCE = 60.0
 """Room for what a phase took longer than last time."""
 FAINT = 0.6
 _STEPS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400)
@@ -61,7 +61,7 @@ def panel(identity: str, item: dict[str, Any], earlier: Mapping[str, Any] | None
     differences = {} if behind is None else _differences(phases, keys, behind)
     end_s = _end(phases, ready_s, budget_s, behind)
     # lengths and what they grew by stand close to one another
-    right = max(60.0, 10 + 6.5 * max(len(_length(each)) for each in phases)) + DIFFERENCE if differences else RIGHT
+    right = max(54.0, 12 + 6.2 * max(len(_length(each)) for each in phases)) + DIFFERENCE if differences else RIGHT
     with svg.canvas(WIDTH, TOP + BOTTOM + ROW * len(phases)) as drawing:
         drawing.margins(LEFT, right, TOP, BOTTOM)
         axes = drawing.axes
@@ -74,11 +74,9 @@ def panel(identity: str, item: dict[str, Any], earlier: Mapping[str, Any] | None
             if behind is not None and (span := behind.spans.get(keys[place])) is not None:
                 _outline(axes, place, span, end_s)
             _bar(axes, place, each, end_s, longest, WIDTH - LEFT - right)
-            _difference(axes, place, differences.get(keys[place]), WIDTH - LEFT - right)
+            _difference(axes, place, differences.get(keys[place]), 1 + (right - DIFFERENCE) / (WIDTH - LEFT - right))
         if behind is not None and behind.ready_s <= end_s:
-            # its readiness: a tick of the time axis
-            tick = [0, -6 / (ROW * len(phases))]
-            axes.plot([behind.ready_s] * 2, tick, transform=axes.get_xaxis_transform(), color=svg.MUTED, alpha=FAINT, clip_on=False)
+            _tick(axes, behind.ready_s, len(phases))
         if budget_s is not None and budget_s <= end_s:
             _budget(axes, budget_s, end_s, missed=ready_s is not None and ready_s > budget_s)
         told = "" if behind is None else f". {behind.told[0].upper()}{behind.told[1:]}"
@@ -109,13 +107,17 @@ def earlier_of(run: Run, item: Any) -> dict[str, Any] | None:
 
 
 def _behind(earlier: Mapping[str, Any] | None) -> Earlier | None:
-    if earlier is None or not earlier.get("phases"):
+    """The start behind; None without one, and for one that cannot be understood: it must not cost the start before it."""
+    try:
+        if earlier is None or not earlier.get("phases"):
+            return None
+        phases, ready_s = earlier["phases"], float(earlier["ready_s"])
+        spans = {
+            key: (float(each["begin_s"]), None if each.get("end_s") is None else float(each["end_s"]))
+            for key, each in zip(_keys(phases), phases, strict=True)
+        }
+    except (AttributeError, KeyError, TypeError, ValueError):
         return None
-    phases, ready_s = earlier["phases"], float(earlier["ready_s"])
-    spans = {
-        key: (float(each["begin_s"]), None if each.get("end_s") is None else float(each["end_s"]))
-        for key, each in zip(_keys(phases), phases, strict=True)
-    }
     told = f"outline: {_day(earlier.get('started'))} (run {earlier.get('run_id')}), ready after {units.duration(ready_s)}"
     told += "".join(f", {each}" for each in earlier.get("unlike") or ())
     return Earlier(told=told, ready_s=ready_s, spans=spans)
@@ -164,13 +166,12 @@ def _change(seconds: float) -> str:
     return f"{sign}{size / 60:.{0 if size >= 600 else 1}f} min" if size < 6000 else f"{sign}{size / 3600:.1f} h"
 
 
-def _difference(axes: Any, place: int, seconds: float | None, width: float) -> None:
-    """At the right edge: what grew in the colour of a warning, what shrank in grey."""
+def _difference(axes: Any, place: int, seconds: float | None, at: float) -> None:
+    """Behind the length (``at``, in widths of the axes): what grew in the colour of a warning, what shrank in grey."""
     if seconds is not None:
-        at = (WIDTH - LEFT - 2) / width
         colour, weight = (svg.WARN, "bold") if seconds > 0 else (svg.MUTED, "normal")
         axes.text(
-            at, place, _change(seconds), transform=axes.get_yaxis_transform(), ha="right", va="center", color=colour, weight=weight
+            at, place, _change(seconds), transform=axes.get_yaxis_transform(), ha="left", va="center", color=colour, weight=weight
         )
 
 
@@ -185,6 +186,12 @@ def _outline(axes: Any, place: int, span: tuple[float, float | None], end_s: flo
     seconds = (end_s if stopped_s is None else stopped_s) - begin_s
     width = max(seconds, end_s / 250)
     axes.barh(place, width, left=begin_s, height=0.86, facecolor="none", edgecolor=svg.MUTED, linewidth=0.9, alpha=FAINT)
+
+
+def _tick(axes: Any, ready_s: float, rows: int) -> None:
+    """Readiness of the start behind at the time axis."""
+    length = [0, -6 / (ROW * rows)]
+    axes.plot([ready_s] * 2, length, transform=axes.get_xaxis_transform(), color=svg.MUTED, alpha=FAINT, clip_on=False)
 
 
 def _described(

@@ -174,7 +174,6 @@ def test_without_data_the_reason_stands_in_place_of_the_chart(fields):
         {"power_series": {"t": [0, 1], "gpus": {"u": {}}}},
         {"topology": {"cards": [{"odd": 1}]}},
         {"startups": ({"label": "l", "startup": {"cache_diff": {"caches": [{"odd": 1}]}}},)},
-        {"earlier_starts": {"warm": {"phases": [{"odd": 1}], "ready_s": "x"}}},
     ],
 )
 def test_a_foreign_record_costs_a_chart_and_never_the_page(fields):

@@ -105,3 +105,12 @@ def test_a_phase_that_never_ended_has_no_difference():
     panel = drawn(samples.run(startups=(item(samples.startup(hang=True), "start with a hang"),)))
     assert "not ended" in texts(panel)
     assert not [each for each in texts(panel) if each.startswith(("+", "−"))]
+
+
+@pytest.mark.parametrize(
+    "odd", [7, {"phases": 7}, {"phases": [{"odd": 1}], "ready_s": 3}, {"phases": [{"id": "x"}], "ready_s": "soon"}]
+)
+def test_an_outline_that_cannot_be_understood_costs_only_itself(odd):
+    panel = drawn(samples.run(startups=(item(samples.startup()),), earlier_starts={"warm": odd}))
+    assert panel.note == "warm start, ready after 75.1 s, budget 90 s"
+    assert outlines(panel) == 0
