@@ -118,7 +118,7 @@ def repeats(
     for label, count in after.items():
         grown = count - before.get(label, count)
         pcie = label.endswith("PCIe replays")
-        if grown <= 0 or ("pcie" if pcie else "nvlink_errors") in unavailable:
+        if grown <= 0 or waived(pcie, unavailable):
             continue
         checksum = label.endswith(("crc flit", "crc data"))
         if checksum and grown / max(seconds, 1.0) < CRC_PER_S:
@@ -138,6 +138,11 @@ def repeats(
     if mended:
         findings.append(Finding("nvlink-checksums", "info", "NVLink", checksums(mended, f"in {seconds:.0f} s")))
     return findings
+
+
+def waived(pcie: bool, unavailable: frozenset[str]) -> bool:
+    """The owner has given up counters of PCIe (``pcie_replays``, or ``pcie`` as a whole) or of NVLink (``nvlink_errors``)."""
+    return bool(unavailable & ({"pcie", "pcie_replays"} if pcie else {"nvlink_errors", "nvlink"}))
 
 
 def went_down(before: frozenset[str], after: frozenset[str]) -> list[Finding]:

@@ -9,7 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nvml_fakes import DATA
 
-from pytest_sglang.gpu.integral import Sample, SlowSample, average_w, integrate, nearest, reason_shares, series, slow_series
+from pytest_sglang.gpu.integral import (
+    STANDS_S,
+    Sample,
+    SlowSample,
+    average_w,
+    integrate,
+    nearest,
+    reason_shares,
+    reasons_held,
+    series,
+    slow_series,
+)
 
 T0 = 1795472734.990
 
@@ -190,6 +201,14 @@ def test_reason_shares_cut_samples_at_the_window_and_leave_out_what_was_not_read
     assert shares["gpu_idle"] == pytest.approx(0.25 / 1.25)
     assert shares["sw_power_cap"] == pytest.approx(1.0 / 1.25)
     assert reason_shares(slow(0x800), 1000, 1001)["bit_0x800"] == 1.0
+
+
+def test_a_sample_does_not_speak_for_a_time_that_nobody_saw():
+    """A sampler that stops: its last reading must not stand for all the rest of the window."""
+    held = reasons_held(slow(4, 4), 1000.0, 1030.0)
+    assert held.known_s == 0.5 + STANDS_S
+    assert held.held_s["sw_power_cap"] == held.known_s
+    assert reason_shares(slow(4, 4), 1000.0, 1030.0)["sw_power_cap"] == 1.0
 
 
 def test_reason_shares_are_empty_where_nothing_was_readable():
