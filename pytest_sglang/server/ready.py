@@ -1,6 +1,6 @@
 """Wait until a server is ready; notice at once when it died, and soon when it hangs.
 
-One wait is one state machine (process, log, port, sign, proof, silence): over 400 lines, since cutting it would only pass its state around.
+One wait is one state machine: process, log, port, sign, proof, silence.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ import msgspec
 
 from pytest_sglang.record import units
 from pytest_sglang.record.clock import Clock
-from pytest_sglang.record.values import Finding, Phase, Startup, Value
+from pytest_sglang.record.values import Finding, Phase, Startup
 from pytest_sglang.server import control, deaths, identity, phases, processes, watchdog
 from pytest_sglang.server.control import Controller, ControlState
-from pytest_sglang.server.http import Completion, ControlPlane
+from pytest_sglang.server.http import ControlPlane
 from pytest_sglang.server.log import LogSource
 from pytest_sglang.server.phases import Timeline
+from pytest_sglang.server.proof import Proof, Prover, Sign
 from pytest_sglang.server.start import (
     FailureKind,
     LogWatch,
@@ -52,20 +53,6 @@ LATE_HEALTH_S = 5.0
 """A /health that answers 200 after more than this has waited for a token: it looks for one once a second."""
 
 
-class _Sign(Value, frozen=True):
-    status: int | None
-    asked_at: float
-    seconds: float
-    path: str
-
-
-class _Proof(Value, frozen=True):
-    completion: Completion
-    ended_at: float
-    why: str
-    """Why it is none; "" = proved."""
-
-
 class _Wait:
     """One wait for readiness."""
 
@@ -90,6 +77,7 @@ class _Wait:
         self.controller, self.plane, self.clock, self.launched_at = controller, plane, clock, launched_at
         self.budget_s, self.silence_s, self.give_up_s, self.expected_s = budget_s, silence_s, give_up_s, expected_s
         self.phases_s, self.expected_tokens, self.watched, self.progress = phases_s, expected_tokens, watched, progress
+        self.prover = Prover(plane, clock, expected_tokens, timeout_s=max(60.0, min(silence_s, 600.0)))
         self.watchdog = Watchdog(clock, silence_s, activity)
         self.observed = controller.log_at_start is not None
         self.source, self.log = log, LogWatch(log, controller.log_at_start, launched_at)
@@ -101,13 +89,13 @@ class _Wait:
         self.restarts = 0 if self.observed and controller.kind == "systemd" else controller.state().restarts
         self.port_open_at: float | None = None
         self.ready_at: float | None = None
-        self.sign: Task[_Sign] | None = None
-        self.proof: Task[_Proof] | None = None
-        self.proofs: list[_Proof] = []
-        self.last_sign: _Sign | None = None
+        self.sign: Task[Sign] | None = None
+        self.proof: Task[Proof] | None = None
+        self.proofs: list[Proof] = []
+        self.last_sign: Sign | None = None
         self.first_request_s: float | None = None
         self.held_up_s = 0.0
-        self.has_flag = True
+        self.crowded = ""
         self.seen_unready = False
         self.timeline: Timeline | None = None
         self._next = dict.fromkeys(("state", "log", "port", "tell", "proof"), 0.0)
@@ -226,7 +214,7 @@ class _Wait:
             return self._look_at_proof()
         if self.sign is None:
             if self._due("port", PROBE_S):
-                self.sign = Task(self._ask)
+                self.sign = Task(self.prover.ask)
             return None
         sign = self.sign.result()
         if sign is None:
@@ -239,7 +227,7 @@ class _Wait:
             self.ready_at = self.ready_at or sign.asked_at
             if sign.path == "/health" and sign.seconds > LATE_HEALTH_S and self.first_request_s is None:
                 self.first_request_s = sign.seconds  # it generated a token
-            self.proof = Task(self._prove)
+            self.proof = Task(self.prover.prove)
         return None
 
     def _try_port(self) -> None:
@@ -264,27 +252,6 @@ class _Wait:
         self.port_open_at = moment
         self.watchdog.alive()
 
-    def _ask(self) -> _Sign:
-        """One status question: the flag of 0.5.20 and later, else /health, which answers 503 at once while the server starts."""
-        asked_at = self.clock.time()
-        if self.has_flag:
-            flag = self.plane.probe("/ready", self.plane.timeout_s)
-            if flag.status != 404:
-                return _Sign(flag.status, asked_at, flag.seconds, "/ready")
-            self.has_flag = False
-        health = self.plane.probe("/health")
-        return _Sign(health.status, asked_at, health.seconds, "/health")
-
-    def _prove(self) -> _Proof:
-        """An exact completion, the first request of all; then /health, where it was not the sign itself."""
-        completion = self.plane.complete(self.expected_tokens, timeout_s=max(60.0, min(self.silence_s, 600.0)))
-        ended_at, why = self.clock.time(), ""
-        if not completion.ok:
-            why = f"a completion is not what was asked for: {completion.why}"
-        elif self.has_flag and (status := self.plane.health()) != 200:
-            why = f"/health {'does not answer' if status is None else f'answers {status}'}"
-        return _Proof(completion, ended_at, why)
-
     def _look_at_proof(self) -> Startup | None:
         proof = self.proof.result() if self.proof is not None else None
         if proof is None:
@@ -292,6 +259,7 @@ class _Wait:
         self.proof = None
         if self.first_request_s is None:
             self.first_request_s = max(proof.completion.seconds - self.held_up_s, 0.5 * proof.completion.seconds) or None
+            self.crowded = proof.others
         if not proof.why:
             return self._is_ready(proof)
         self.proofs.append(proof)
@@ -301,7 +269,7 @@ class _Wait:
             raise self._failed("not ready", f"it says that it is ready, but {proof.why}", self._read())
         return None
 
-    def _is_ready(self, proof: _Proof) -> Startup:
+    def _is_ready(self, proof: Proof) -> Startup:
         self.log.poll()
         info, samples = self.plane.server_info(), self.plane.metrics()
         version = info.get("version") if isinstance(info, dict) else None
@@ -372,7 +340,8 @@ class _Wait:
             capture_s=timeline.capture_s,
             findings=(*timeline.findings, *unreadable(self.source, self.log.lines())),
             observed=True,
-            first_request_s=self.first_request_s,
+            first_request_s=None if self.crowded else self.first_request_s,
+            first_request_why=self.crowded,
             request_tokens=self.expected_tokens,
         )
 
