@@ -33,7 +33,8 @@ def until_quiet(deployment: Deployment, *, never_ready: bool = False) -> None:
     """Back when no request runs or waits; others' are waited for up to --sglang-drain. Raises Inconclusive naming the counts.
 
     A server whose load cannot be read is not stopped: somebody may be using it. One that accepts no connection serves nobody, and
-    neither does one that this run started, that has not become ready (``never_ready``) and does not tell its load.
+    neither does one that this run started and that has not become ready (``never_ready``), if it does not tell its load or has
+    nothing but SGLang's own warm-up request, which runs before /health answers 200.
     """
     plane, begun, quiet = deployment.plane, time.monotonic(), False
     while True:
@@ -46,6 +47,8 @@ def until_quiet(deployment: Deployment, *, never_ready: bool = False) -> None:
             continue
         quiet = False
         if isinstance(load, Unreadable) and (never_ready or plane.refuses()):
+            return
+        if never_ready and isinstance(load, Load) and load.total == 1 and plane.health(10.0) != 200:
             return
         waited_s = time.monotonic() - begun
         limit_s = max(deployment.options.drain_s, OWN_S)

@@ -24,8 +24,11 @@ QUIET = Load(running=0, waiting=0)
 class Plane:
     """Answers its loads one after the other, the last one for ever."""
 
-    def __init__(self, *loads: Load | Unreadable, refuses: bool = False) -> None:
-        self.loads, self.asked, self._refuses = list(loads), 0, refuses
+    def __init__(self, *loads: Load | Unreadable, refuses: bool = False, health: int | None = 200) -> None:
+        self.loads, self.asked, self._refuses, self._health = list(loads), 0, refuses, health
+
+    def health(self, timeout_s: float) -> int | None:
+        return self._health
 
     def load(self) -> Load | Unreadable:
         self.asked += 1
@@ -160,6 +163,19 @@ def test_one_that_never_became_ready_is_stopped_unless_it_tells_of_requests(cloc
     assert clock.now == 100.0
     with pytest.raises(Inconclusive, match="2 running, 0 waiting"):
         stopping.until_quiet(deployment(Plane(Load(running=2, waiting=0))), never_ready=True)
+
+
+def test_the_warm_up_request_of_a_start_that_was_cut_off_is_nobody_s(clock: Clock) -> None:
+    """Interrupted while SGLang warms up: the one request is its own, and must not keep the old caches aside."""
+    warming = Load(running=1, waiting=0)
+    stopping.until_quiet(deployment(Plane(warming, health=503)), never_ready=True)
+    stopping.until_quiet(deployment(Plane(warming, health=None)), never_ready=True)
+    assert clock.now == 100.0
+    for plane, never_ready in ((Plane(warming, health=200), True), (Plane(warming, health=503), False)):
+        with pytest.raises(Inconclusive, match="1 running, 0 waiting"):
+            stopping.until_quiet(deployment(plane), never_ready=never_ready)
+    with pytest.raises(Inconclusive, match="1 running, 1 waiting"):
+        stopping.until_quiet(deployment(Plane(Load(running=1, waiting=1), health=503)), never_ready=True)
 
 
 def test_a_request_of_ours_that_was_cut_off_is_given_its_moment(clock: Clock) -> None:
