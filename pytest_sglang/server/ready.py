@@ -45,6 +45,8 @@ POLL_S = 0.05
 """Wall seconds between two looks at process and log: a death is noticed well within 1 s."""
 PROBE_S = 0.1
 """Wall seconds between two connection attempts or status questions: the moment of readiness is right within 0.3 s."""
+LAUNCH_S = 5.0
+"""Wall seconds within which its owner shows the process of a start."""
 CONFIRMATIONS = 3
 """Tries to get an exact completion after the first sign of readiness."""
 FOUND_LATE_S = 60.0
@@ -145,8 +147,10 @@ class _Wait:
             return  # hidden from us, or its owner is still about to start it
         if self.process is not None:
             raise self._died(state)
-        ended = state.result not in ("", "success", "unreadable")
-        if self.controller.kind != "attach" and (ended or time.monotonic() - self.begun > 5.0):
+        if state.result == "unreadable":
+            return  # a service manager that does not answer says nothing of the server: silence and budget end the wait
+        ended = state.result not in ("", "success")
+        if self.controller.kind != "attach" and (ended or time.monotonic() - self.begun > LAUNCH_S):
             raise self._died(state)
 
     def _adopt(self, pid: int) -> None:
@@ -239,7 +243,7 @@ class _Wait:
             self.seen_unready = True
             return
         moment = self.clock.time()
-        if self.process is None and self.controller.kind != "attach" and time.monotonic() - self.begun < 5.0:
+        if self.process is None and self.controller.kind != "attach" and time.monotonic() - self.begun < LAUNCH_S:
             return  # whose port it is can be told only when the server's own process is known
         other = identity.stranger(
             self.plane.url, self.process.pid if self.process else None, container=self.controller.kind == "container"

@@ -178,9 +178,16 @@ def _one_cause(judged: list[Judgement]) -> list[Judgement]:
 
 
 def stopped(found: Sequence[Finding]) -> list[Judgement]:
-    """Stops of a check that did not go as they should, each a failure."""
+    """Stops of a check that did not go as they should: each a failure, or inconclusive where it could not be seen how it went."""
     return [
-        Judgement(verdict="fail", message=f"{each.subject}: {each.detail}", cause=each.detail, findings=(each,)) for each in found
+        Judgement(
+            verdict="fail" if each.severity == "fail" else "inconclusive",
+            message=f"{each.subject}: {each.detail}",
+            cause=each.detail if each.severity == "fail" else each.remedy,
+            inconclusive_because=None if each.severity == "fail" else each.detail,
+            findings=(each,),
+        )
+        for each in found
     ]
 
 

@@ -42,6 +42,9 @@ SPARSE = (
 COUNTERS = ("nvmlDeviceGetPcieReplayCounter", "nvmlDeviceGetNvLinkErrorCounter")
 """Calls that the fault ``counters-missing`` takes away, and that fail on one card under ``counters-hidden``."""
 
+MEMORY = ("nvmlDeviceGetMemoryInfo", *(f"nvmlDeviceGetComputeRunningProcesses{version}" for version in ("", "_v2", "_v3")))
+"""Calls that the fault ``memory-hidden`` takes away."""
+
 
 def check(faults: Iterable[str], hardware: Hardware) -> None:
     """Raise ValueError for a fault that this hardware cannot have."""
@@ -131,7 +134,7 @@ class Ailments:
 
     def unsupported(self, name: str) -> bool:
         """The cards answer NotSupported to this call."""
-        taken = {"not-supported": SPARSE, "counters-missing": COUNTERS}
+        taken = {"not-supported": SPARSE, "counters-missing": COUNTERS, "memory-hidden": MEMORY}
         return name in self._hardware.gpu.unsupported or any(name in taken[fault] for fault in self.faults & taken.keys())
 
     def broken(self, name: str, index: int) -> bool:

@@ -66,6 +66,7 @@ HARDWARE = (
     Fault("rank-idle", "GPU 2 holds its share of the model and does nothing while the others decode"),
     Fault("counters-hidden", "GPU 1 answers Unknown Error when asked what PCIe and NVLink have sent again"),
     Fault("counters-missing", "no card counts what PCIe and NVLink have sent again (Not Supported)", harmless=True),
+    Fault("memory-hidden", "the driver tells neither the memory in use nor the processes on a card (Not Supported)"),
     Fault("ecc-errors", "GPU 1, a card with ECC here, counts uncorrected memory errors while it works"),
     Fault("row-remap-pending", "GPU 1, a card with ECC here, has a memory row to remap"),
     Fault("xid-79", "GPU 2 falls off the bus after 5 s of load: GPU is lost, Xid 79 in the kernel log"),

@@ -76,6 +76,13 @@ HARDWARE: dict[str, dict[str, str]] = {
     "counters-hidden": row(links_under_load="inconclusive"),
     # what a card does not count nobody can promise: told, and listed as not checked
     "counters-missing": row(),
+    "memory-hidden": row(
+        placement="inconclusive",
+        energy_per_token="placement",
+        throttling="placement",
+        warm_restart="inconclusive",
+        cold_start="inconclusive",
+    ),
     "ecc-errors": row(gpu_health="fail"),
     "row-remap-pending": row(gpu_health="fail"),
     "xid-79": row(
@@ -234,6 +241,7 @@ CAUSES: dict[str, dict[str, str]] = {
     "pcie-replays": {"links-under-load": "PCIe replays"},
     "rank-idle": {"throttling": "GPU 2 idled while the server worked", "links-under-load": "GPU 2 idled while the server worked"},
     "counters-hidden": {"links-under-load": "GPU 1 PCIe replays not readable: Unknown Error"},
+    "memory-hidden": {"warm-restart": "that its GPU memory is free after the stop is not proved: GPU 0: Not Supported"},
     "ecc-errors": {"gpu-health": "GPU 1"},
     "row-remap-pending": {"gpu-health": "waits for its remap"},
     "xid-79": {"decode-throughput": "Xid 79", "gpu-health": "GPU 2", "kernel-log": "fallen off the bus"},
