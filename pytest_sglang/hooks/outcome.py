@@ -89,7 +89,9 @@ def _unsettle(active: Active, item: pytest.Item, why: str) -> None:
     for check in recorder.run.checks:
         if (check.id, check.power_w) == plan.key and check.verdict == "pass":
             told = f"its teardown: {why}"
-            recorder.add(msgspec.structs.replace(check, verdict="inconclusive", message=told, inconclusive_because=told, marginal=False))
+            recorder.add(
+                msgspec.structs.replace(check, verdict="inconclusive", message=told, inconclusive_because=told, marginal=False)
+            )
             recorder.write()
 
 

@@ -100,7 +100,9 @@ def throttling(cards: Sequence[Worked], *, all_work: bool = False, unavailable: 
 def idled(label: str, worker: str) -> Finding:
     """A rank that did nothing while the others decoded: its share of the model is computed elsewhere, or not at all."""
     detail = f"idled while the server worked ({worker} did not)"
-    remedy = "look who computes there (nvidia-smi), at the server's --tp-size and CUDA_VISIBLE_DEVICES, and at its log for a lost rank"
+    remedy = (
+        "look who computes there (nvidia-smi), at the server's --tp-size and CUDA_VISIBLE_DEVICES, and at its log for a lost rank"
+    )
     return Finding("gpu-idle", "fail", label, detail, remedy)
 
 

@@ -128,7 +128,9 @@ def _rigs(found: Sequence[Stored]) -> list[_Rig]:
 
 def _gpus(run: Stored) -> set[str]:
     listed = run.environment.get("gpus")
-    return {str(each["uuid"]) for each in listed if isinstance(each, dict) and each.get("uuid")} if isinstance(listed, list) else set()
+    return (
+        {str(each["uuid"]) for each in listed if isinstance(each, dict) and each.get("uuid")} if isinstance(listed, list) else set()
+    )
 
 
 def _named(rigs: Sequence[_Rig]) -> dict[str, list[Stored]]:

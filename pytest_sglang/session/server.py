@@ -159,14 +159,14 @@ class SglangServer:
     def _tell_stop(self, found: tuple[Finding, ...]) -> None:
         """What was wrong with a stop belongs to the check that made it; what could not be proved of it is listed as not checked."""
         scope, waived = self._deployment.scope, "processes" in self._deployment.rig.unavailable
-        judged = [
-            each for each in found if each.severity == "fail" or (each.kind == stopping.MEMORY_UNREADABLE and not waived)
-        ]
+        judged = [each for each in found if each.severity == "fail" or (each.kind == stopping.MEMORY_UNREADABLE and not waived)]
         self._deployment.recorder.findings(tuple(each for each in found if scope is None or each not in judged))
         if scope is not None:
             scope.stops += judged
             unproved = (stopping.MEMORY_UNPROVED, stopping.MEMORY_UNREADABLE)
-            scope.left_out |= {"gpu-memory-after-stop": each.detail for each in found if each.kind in unproved and each not in judged}
+            for each in found:
+                if each.kind in unproved and each not in judged:
+                    scope.left_out["gpu-memory-after-stop"] = each.detail
 
     def restart(self) -> Startup:
         """Stop, start, wait until ready; the caches' new entries are in ``Startup.cache_diff``."""

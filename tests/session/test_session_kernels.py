@@ -67,6 +67,10 @@ class Rig:
         }
 
 
+def all_of(file: str) -> dict[str, list[str]]:
+    return {name: [file] for name in NAMES}
+
+
 def refuse(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """The cache of this name cannot be renamed back."""
     real = os.rename
@@ -90,7 +94,7 @@ def test_a_cache_that_is_stuck_keeps_no_other_from_its_place(tmp_path: Path, mon
     assert [entry.target for entry in rig.journal.open] == [str(tmp_path / "inductor")]
     assert [str(moved.original) for _, moved in rig.kernels.aside] == [str(tmp_path / "inductor")]
     rig.kernels.put_back()
-    assert rig.files() == dict.fromkeys(NAMES, ["old"])
+    assert rig.files() == all_of("old")
     assert rig.journal.close() == ()
 
 
@@ -114,7 +118,7 @@ def test_caches_under_somebody_s_requests_stay_aside_and_the_remedy_works(tmp_pa
 
     monkeypatch.setattr(stopping, "until_quiet", busy)
     rig.kernels.put_back()
-    assert rig.files() == dict.fromkeys(NAMES, ["new"])
+    assert rig.files() == all_of("new")
     assert [each.kind for each in rig.told] == ["not-put-back", *["caches-kept"] * 3]
     assert all("pytest-sglang cache restore" in each.remedy for each in rig.told)
     assert rig.journal.close() == ()
@@ -123,7 +127,7 @@ def test_caches_under_somebody_s_requests_stay_aside_and_the_remedy_works(tmp_pa
     from pytest_sglang.session import byhand
 
     byhand.restore([CachePlace("triton", tmp_path / name, "test") for name in NAMES], ())
-    assert rig.files() == dict.fromkeys(NAMES, ["old"])
+    assert rig.files() == all_of("old")
 
 
 def test_a_run_that_kept_its_new_caches_once_does_not_keep_those_of_a_start_that_failed(tmp_path: Path) -> None:

@@ -11,9 +11,9 @@ import pytest
 from pytest_sglang.gpu.held import Held, on_card
 from pytest_sglang.gpu.readings import GpuProcess, Missing
 from pytest_sglang.record.values import Finding
+from pytest_sglang.rig.model import ServerPromise
 from pytest_sglang.server.control import ControlError, ControlState
 from pytest_sglang.server.http import Load, Unreadable
-from pytest_sglang.rig.model import ServerPromise
 from pytest_sglang.session import starting, stopping
 from pytest_sglang.session.deployment import Deployment
 from pytest_sglang.session.errors import Inconclusive
@@ -342,7 +342,9 @@ def test_an_empty_card_is_proof_where_the_driver_hides_whose_processes_those_are
         ("gpu-memory-unproved", False, None, True),
     ],
 )
-def test_a_stop_that_is_not_proved_is_no_silent_pass_of_its_check(kind: str, waived: bool, verdict: str | None, left_out: bool) -> None:
+def test_a_stop_that_is_not_proved_is_no_silent_pass_of_its_check(
+    kind: str, waived: bool, verdict: str | None, left_out: bool
+) -> None:
     finding = Finding(kind, "warn", "sglang.service", "not proved: GPU 0: no", "waive it")
     seen: Any = SimpleNamespace(
         rig=SimpleNamespace(unavailable=frozenset({"processes"} if waived else ())),
