@@ -28,6 +28,7 @@ TOO_SHORT = "window too short"
 GAP = "sampling gap"
 COUNT_CHANGED = "GPU count changed"
 RESET = "counter reset"
+STUCK = "counter stuck"
 UNSUPPORTED = "not supported"
 
 
@@ -75,14 +76,26 @@ def integrate(
         return _invalid(gpu, f"{RESET}: the energy counter went backwards (driver reload or GPU reset)")
     # a value counts from the sample that first shows it; a counter that stands still for a second is none
     steps = [*counter[:1], *(later for earlier, later in pairwise(counter) if later[1] != earlier[1])]
-    if len(steps) >= 2:
+    stood = _stood_still(steps, begin_s, end_s)
+    if len(steps) >= 2 and stood is None:
         return _by_counter(steps, counter[-1][0], begin_s, end_s, gpu, peak)
     instant = [(each.t_s, each.instant_w) for each in inside if each.instant_w is not None]
     if len(instant) >= 2:
         return _by_power(instant, begin_s, end_s, gpu, peak)
+    if stood is not None and counter:
+        return _invalid(gpu, f"{STUCK}: the energy counter {stood}")
     return _invalid(
         gpu, f"{UNSUPPORTED}: neither energy counter nor instantaneous power{f' ({why_missing})' if why_missing else ''}"
     )
+
+
+def _stood_still(steps: Sequence[tuple[float, float]], begin_s: float, end_s: float) -> str | None:
+    """Where in a window the counter did not move for longer than MAX_GAP_S, which no card that draws power does; None = nowhere."""
+    times = [begin_s - MAX_GAP_S if not steps else steps[0][0], *(time for time, _ in steps[1:]), end_s]
+    for one, other in pairwise(times):
+        if other - one > MAX_GAP_S and other > begin_s and one < end_s:
+            return f"stood still for {other - one:.1f} s, {max(one - begin_s, 0.0):.1f} s into the window"
+    return None
 
 
 def _invalid(gpu: str, why: str) -> Energy:

@@ -87,7 +87,9 @@ def _memory(was: FoundMemory | None, now: FoundMemory) -> list[Finding]:
             findings.append(Finding("rows", "fail", now.label, detail, "reset the card (nvidia-smi --gpu-reset) or reboot"))
     elif "rows" not in now.unsupported:
         findings.append(unknown("ecc", now.label, "remapped rows", now.unreadable.get("rows")))
-    if now.uncorrected is not None and now.ecc:
+    if now.uncorrected is not None and now.ecc and was is not None and _lost_count(was, now):
+        findings.append(unknown("ecc", now.label, "memory errors since the run began", Unreadable(_lost_count(was, now))))
+    elif now.uncorrected is not None and now.ecc:
         begin = was.uncorrected if was is not None and was.uncorrected is not None else now.uncorrected
         grown = now.uncorrected - begin
         if grown > 0:
@@ -102,6 +104,15 @@ def _memory(was: FoundMemory | None, now: FoundMemory) -> list[Finding]:
         field = "uncorrected" if now.ecc else "ecc"
         findings.append(unknown("ecc", now.label, "memory errors", now.unreadable.get(field)))
     return findings
+
+
+def _lost_count(was: FoundMemory, now: FoundMemory) -> str:
+    """Why two counts of a card cannot be compared; "" = they can."""
+    if was.uncorrected is None and "uncorrected" not in was.unsupported:
+        return "it could not be read when the run began"
+    if was.uncorrected is not None and now.uncorrected is not None and now.uncorrected < was.uncorrected:
+        return "the count went backwards (a driver reload or a reset of the card)"
+    return ""
 
 
 def repeats(

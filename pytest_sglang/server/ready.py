@@ -51,6 +51,10 @@ CONFIRMATIONS = 3
 """Tries to get an exact completion after the first sign of readiness."""
 FOUND_LATE_S = 60.0
 """Wall seconds for a server whose launch is long over every budget when it is looked at first: busy, it answers slowly."""
+CLOCK_STEP_S = 1.0
+"""A clock that is slewed stays below: 0.5 ms a second (adjtime(3)) over a cold start of half an hour."""
+CLOCK_SET = "clock-set"
+"""Kind of the finding of a start whose times mean nothing."""
 LATE_HEALTH_S = 5.0
 """A /health that answers 200 after more than this has waited for a token: it looks for one once a second."""
 
@@ -83,7 +87,7 @@ class _Wait:
         self.watchdog = Watchdog(clock, silence_s, activity)
         self.observed = controller.log_at_start is not None
         self.source, self.log = log, LogWatch(log, controller.log_at_start, launched_at)
-        self.begun = time.monotonic()
+        self.begun, self.begun_rig = time.monotonic(), clock.time()
         self.patience_s = FOUND_LATE_S if self.elapsed_s > give_up_s else watchdog.MIN_SILENCE_WALL_S
         self.process: psutil.Process | None = None
         self.kills: deaths.Kills | None = None
@@ -141,6 +145,8 @@ class _Wait:
         if state.pid is not None:
             if self.process is None:
                 self._adopt(state.pid)
+                if self.observed and (state.restarts or 0) > (self.restarts or 0):
+                    raise self._died(state)  # the one that was started is gone already
                 return
             raise self._died(state)  # its owner has started it again
         if state.active and self.process is None:
@@ -282,9 +288,27 @@ class _Wait:
                 controller=self.controller, log=self.source, clock=self.clock, version=version, info=info, samples=samples
             )
         timeline = self._read(version=version)
+        set_by_s = self._clock_set_by()
+        if abs(set_by_s) > CLOCK_STEP_S:
+            return self._untimed(timeline, set_by_s)
         account, disagree = own_account(info, samples, timeline)
         startup = self._startup(timeline, first_token_at=proof.ended_at)
         return msgspec.structs.replace(startup, timings=account, findings=(*startup.findings, *disagree))
+
+    def _clock_set_by(self) -> float:
+        """Seconds by which somebody has set the machine's clock since the wait began (a simulated rig's runs on its own)."""
+        if self.clock.simulated:
+            return 0.0
+        return (self.clock.time() - self.begun_rig) - (time.monotonic() - self.begun)
+
+    def _untimed(self, timeline: Timeline, set_by_s: float) -> Startup:
+        """It is ready, and no moment of it can be told from another: its times are stamps of a clock that jumped."""
+        detail = f"the machine's clock was set by {set_by_s:+.1f} s during the start: it was not timed"
+        told = Finding(CLOCK_SET, "warn", "clock", detail, "let NTP settle (timedatectl), then run again")
+        startup = self._startup(timeline)
+        return msgspec.structs.replace(
+            startup, port_open_s=None, phases=(), first_request_why=startup.first_request_why, findings=(*startup.findings, told)
+        )
 
     # --- slow or stuck? ----------------------------------------------------------------------------------------------------
 

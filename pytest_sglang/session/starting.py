@@ -76,7 +76,8 @@ def ready_within(wanted: ReadyWithin, scope: CheckScope) -> Judgement:
         )
     if wanted.start == "cold" and startup.kind == "warm":
         return inconclusive("the start compiled nothing: it was not a cold one, so it says nothing about the cold budget")
-    missing = None if startup.ready_s is not None else "the log does not tell when the server became ready"
+    clock = next((each.detail for each in startup.findings if each.kind == "clock-set"), None)
+    missing = None if startup.ready_s is not None else clock or "the log does not tell when the server became ready"
     return limits.max_duration(
         "ready", startup.ready_s, budget, quantity="ready_s", cause=slow_start(startup, budget), why_missing=missing
     )

@@ -269,3 +269,27 @@ def test_slow_readings_stand_at_the_moments_of_the_chart():
     assert found["mhz"][0] == 1400
     assert slow_series([], [1.0]) == {"c": [None], "mhz": [None], "held": [None]}
     assert slow_series(slow(0), [1000.0])["held"] == [""]
+
+
+def stuck(samples, since):
+    """The counter stands still from a moment on, as of a driver that has stopped counting."""
+    held = max(each.energy_j for each in samples if each.t_s <= since)
+    return [each if each.t_s <= since else each._replace(energy_j=held) for each in samples]
+
+
+@pytest.mark.parametrize("since", [1003.0, 1007.5])
+def test_a_counter_that_stops_inside_the_window_is_not_carried_on(since):
+    """Carried on from its last step it would tell joules that nobody has counted: of a card at 100 W that then draws 300 W, a third."""
+    quiet = [each._replace(instant_w=None) for each in steady(100.0)]
+    energy = integrate(stuck(quiet, since), 1001.0, 1009.0)
+    assert energy.joules is None
+    assert energy.invalid_because.startswith("counter stuck: the energy counter stood still for ")
+    # with instantaneous power there is another source
+    other = integrate(stuck(steady(300.0), since), 1001.0, 1009.0)
+    assert (other.source, other.joules) == ("instant power", pytest.approx(2400, rel=0.01))
+
+
+def test_a_counter_that_stands_still_for_a_moment_is_one(recorded):
+    assert integrate(steady(300.0), 1001.0, 1009.0).source == "energy counter"
+    slow = [each._replace(energy_j=300.0 * int((each.t_s - 1000.0) / 0.9) * 0.9) for each in steady(300.0)]
+    assert integrate(slow, 1001.0, 1008.0).source == "energy counter"
