@@ -63,12 +63,13 @@ class GpuPower:
     @contextmanager
     def set(self, watts: float) -> Iterator[None]:
         """Every promised GPU at ``watts`` inside the block, as before behind it. Raises NotChecked without --sglang-set-power."""
-        before = len(self._changed)
+        before, level_w = len(self._changed), self._level_w
         try:
             self.ensure(watts, strict=True)
             yield
         finally:
-            self._level_w = None
+            # the level of before stands again, and is not set anew: one that was lost meanwhile must be seen, not mended
+            self._level_w = level_w
             self._put_back(before)
 
     def ensure(self, watts: float, *, strict: bool = False) -> None:

@@ -93,6 +93,19 @@ def test_a_block_puts_back_what_it_has_set_and_no_more(simulated: SimulatedRig, 
     deployment.journal.close()
 
 
+def test_a_level_that_was_lost_behind_a_block_is_seen_and_not_mended(simulated: SimulatedRig, tmp_path: Path) -> None:
+    deployment = opened(simulated, tmp_path / "state")
+    power = GpuPower(deployment)
+    power.ensure(250.0)
+    with power.set(390.0):
+        pass
+    power.gpus[2].set_limit_w(350.0)
+    power.ensure(250.0)  # what each check does before it begins
+    assert power.judge_limit(250.0).verdict == "fail"
+    power.restore()
+    deployment.journal.close()
+
+
 def test_a_run_that_died_in_a_sweep_is_undone_at_the_next_start(simulated: SimulatedRig, tmp_path: Path) -> None:
     deployment = opened(simulated, tmp_path / "state", dead_owner())
     power = GpuPower(deployment)
