@@ -76,6 +76,10 @@ def ready_within(wanted: ReadyWithin, scope: CheckScope) -> Judgement:
         )
     if wanted.start == "cold" and startup.kind == "warm":
         return inconclusive("the start compiled nothing: it was not a cold one, so it says nothing about the cold budget")
+    if wanted.start == "cold" and startup.kind == "partial":
+        return inconclusive(
+            "the start found a part of what it needs compiled already: it was no cold one, so it says nothing about the cold budget"
+        )
     clock = next((each.detail for each in startup.findings if each.kind == "clock-set"), None)
     missing = None if startup.ready_s is not None else clock or "the log does not tell when the server became ready"
     return limits.max_duration(

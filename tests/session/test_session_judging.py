@@ -18,7 +18,7 @@ from pytest_sglang.session import checks, judging, starting
 from pytest_sglang.session.errors import NotChecked
 from pytest_sglang.session.recorder import Recorder
 from pytest_sglang.session.scope import CheckScope
-from pytest_sglang.session.wanted import MinThroughput
+from pytest_sglang.session.wanted import MinThroughput, ReadyWithin
 
 
 def row(**given: Any) -> ThroughputRow:
@@ -262,3 +262,21 @@ def test_a_gain_over_or_from_a_measurement_that_is_no_sample_is_inconclusive(
     judged = judging._one_gain("compile_gain", 15.0, "reports/x", measured, deployment)
     assert judged.verdict == ("inconclusive" if why else "pass")
     assert why is None or why in judged.message
+
+
+@pytest.mark.parametrize(("kind", "verdict"), [("cold", "pass"), ("partial", "inconclusive"), ("warm", "inconclusive")])
+def test_only_a_cold_start_says_anything_about_the_cold_budget(kind: Any, verdict: str) -> None:
+    """Half of the kernels in a cache that nobody set aside: ready in half of the time, and no promise of a cold start is kept by it."""
+    deployment: Any = SimpleNamespace(rig=Rig(name="r", path=Path("rig.toml"), start=StartPromise(cold_s=1500.0)))
+    scope = CheckScope(deployment, checks.STANDARD["cold-start"])
+    scope.startups.append(Startup(kind=kind, launched_at=0.0, ready_s=600.0, observed=True))
+    assert starting.ready_within(ReadyWithin(start="cold"), scope).verdict == verdict
+
+
+def test_a_start_whose_clock_was_set_says_so_and_not_that_its_log_is_silent() -> None:
+    deployment: Any = SimpleNamespace(rig=Rig(name="r", path=Path("rig.toml"), start=StartPromise(warm_s=90.0)))
+    scope = CheckScope(deployment, checks.STANDARD["warm-restart"])
+    told = Finding("clock-set", "warn", "clock", "the machine's clock was set by -30.0 s during the start: it was not timed")
+    scope.startups.append(Startup(kind="warm", launched_at=0.0, observed=True, findings=(told,)))
+    judged = starting.ready_within(ReadyWithin(start="warm"), scope)
+    assert (judged.verdict, told.detail in judged.message) == ("inconclusive", True)
