@@ -35,7 +35,7 @@ class LockHeld(SessionError):
 
 def _held_message(name: str, holder: Holder | SharedHolder | None, path: Path) -> str:
     if isinstance(holder, SharedHolder):
-        return f"{name} is in use by another user's run, {holder.describe()} ({path}). Wait for it to end"
+        return f"{name} is in use by another run, {holder.describe()} ({path}). Wait for it to end"
     if holder is None:
         return f"{name} is in use by another run (who it is: fuser {path}); wait for it to end"
     if holder.owner.alive():

@@ -81,7 +81,7 @@ def _hands_off(state_dir: Path, file: JournalFile) -> str | None:
             return f"{name} is in use by a later run, {holder.owner.describe(holder.at)}"
         other = everybody.shared_holder(name)
         if other is not None:
-            return f"{name} is in use by another user's run, {other.describe()}"
+            return f"{name} is in use by another run, {other.describe()}"
     return None
 
 

@@ -79,7 +79,7 @@ def test_two_state_directories_do_not_make_two_rigs(shared: Path, tmp_path: Path
     with Someone(work) as first:
         with pytest.raises(LockHeld) as caught:
             RigLocks(tmp_path / "user", ["gpu GPU-1", NAME], shared).acquire(Owner.me("second"))
-        assert f"another user's run, pid {first.pid} of " in str(caught.value)
+        assert f"another run, pid {first.pid} of " in str(caught.value)
         assert str(everybody.shared_path(shared, NAME)) in str(caught.value)
     # what was taken before the refusal is free again, and so is all of it when the other has ended
     RigLocks(tmp_path / "user", ["gpu GPU-1", NAME], shared).acquire(Owner.me("second")).release()
@@ -173,7 +173,7 @@ def test_a_dead_run_is_not_undone_under_another_user_s(shared: Path, state: Path
     with Someone(work) as other:
         (outcome,) = undo(state)
         assert outcome.action == "owner alive"
-        assert f"in use by another user's run, pid {other.pid}" in outcome.detail
+        assert f"in use by another run, pid {other.pid}" in outcome.detail
     assert [each.action for each in undo(state)] == ["undone"]
 
 
