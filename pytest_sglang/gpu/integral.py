@@ -76,7 +76,7 @@ def integrate(
         return _invalid(gpu, f"{RESET}: the energy counter went backwards (driver reload or GPU reset)")
     # a value counts from the sample that first shows it; a counter that stands still for a second is none
     steps = [*counter[:1], *(later for earlier, later in pairwise(counter) if later[1] != earlier[1])]
-    stood = _stood_still(steps, begin_s, end_s)
+    stood = _stood_still(counter, begin_s, end_s)
     if len(steps) >= 2 and stood is None:
         return _by_counter(steps, counter[-1][0], begin_s, end_s, gpu, peak)
     instant = [(each.t_s, each.instant_w) for each in inside if each.instant_w is not None]
@@ -89,12 +89,14 @@ def integrate(
     )
 
 
-def _stood_still(steps: Sequence[tuple[float, float]], begin_s: float, end_s: float) -> str | None:
-    """Where in a window the counter did not move for longer than MAX_GAP_S, which no card that draws power does; None = nowhere."""
-    times = [begin_s - MAX_GAP_S if not steps else steps[0][0], *(time for time, _ in steps[1:]), end_s]
-    for one, other in pairwise(times):
-        if other - one > MAX_GAP_S and other > begin_s and one < end_s:
-            return f"stood still for {other - one:.1f} s, {max(one - begin_s, 0.0):.1f} s into the window"
+def _stood_still(counter: Sequence[tuple[float, float]], begin_s: float, end_s: float) -> str | None:
+    """Where in a window samples show one value for longer than MAX_GAP_S, which no card that draws power does; None = nowhere."""
+    since_s, value = 0.0, None
+    for t_s, joules in counter:
+        if joules != value:
+            since_s, value = t_s, joules
+        elif t_s - since_s > MAX_GAP_S and t_s > begin_s and since_s < end_s:
+            return f"stood still for more than {MAX_GAP_S:g} s, {max(since_s - begin_s, 0.0):.1f} s into the window"
     return None
 
 
