@@ -129,7 +129,9 @@ def _one(hardware: Hardware, load: UnderLoad, deployment: Deployment) -> Judgeme
         *(Finding("counter", "info", subject, f"{what} not told: {why}") for what, (subject, why) in untold.items()),
     ]
     if deployment.scope is not None:
-        deployment.scope.left_out |= {what.replace(" ", "-"): f"{subject}: {why}" for what, (subject, why) in untold.items()}
+        deployment.scope.left_out |= {
+            what.lower().replace(" ", "-"): f"{subject}: {why}" for what, (subject, why) in untold.items()
+        }
     return judge.conclude(
         [*links_ok.findings, *again],
         good=_good(load, untold, rig.unavailable),

@@ -106,8 +106,8 @@ def test_a_card_without_such_counters_keeps_its_promise_and_says_what_it_cannot_
     assert "nothing was sent again" not in judged.message
     assert "PCIe replays of GPU 0, 1, 2, 3 are not told by the card" in judged.message
     assert made.scope.left_out == {
-        "PCIe-replays": "GPU 0, 1, 2, 3: Not Supported",
-        "NVLink-errors": "GPU 0, 1, 2, 3: Not Supported",
+        "pcie-replays": "GPU 0, 1, 2, 3: Not Supported",
+        "nvlink-errors": "GPU 0, 1, 2, 3: Not Supported",
     }
 
 
