@@ -78,4 +78,4 @@ def _exit_code(session: pytest.Session, verdict: str, interrupted: bool) -> int:
         or (reporter is not None and session.testsfailed > inconclusive)
     ):
         return 1
-    return {"pass": 0, "inconclusive": 6}[verdict]
+    return 0 if verdict == "pass" and not inconclusive else 6

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_sglang.record.clock import Clock
 from pytest_sglang.record.values import Finding, Startup
 from pytest_sglang.rig.model import Rig
-from pytest_sglang.session.errors import Inconclusive, NotChecked
+from pytest_sglang.session.errors import Inconclusive, NotChecked, NotPutBack
 from pytest_sglang.session.options import RunOptions
 from pytest_sglang.session.recorder import Recorder
 
@@ -350,11 +350,11 @@ class Deployment:
         try:
             put_back()
         except Exception as error:
-            self.not_put_back(subject, f"{type(error).__name__}: {error}")
+            self.not_put_back(subject, str(error) if isinstance(error, NotPutBack) else f"{type(error).__name__}: {error}")
 
-    def not_put_back(self, subject: str, detail: str) -> None:
+    def not_put_back(self, subject: str, detail: str, remedy: str = "pytest-sglang undo") -> None:
         """A rig that is not as it was found: then the run is no pass."""
-        self.recorder.findings((Finding("not-put-back", "warn", subject, detail, "pytest-sglang undo"),))
+        self.recorder.findings((Finding("not-put-back", "warn", subject, detail, remedy),))
 
     def _server_as_found(self) -> None:
         from pytest_sglang.session import stopping

@@ -65,10 +65,9 @@ def merge(folders: Sequence[Path], expected: Sequence[str] = ()) -> Fleet:
         skipped += broken
     if not found and not skipped:
         raise Refused(f"no run in {', '.join(map(str, folders))} (give run folders, or a folder that holds them)")
-    newest: dict[str, Stored] = {}
-    # a simulated run says nothing of a node that has a real one
-    for run in sorted(found, key=lambda each: (not each.simulated, each.started)):
-        newest[node_of(run)] = run
+    rigs = _rigs(found)
+    newest = {node: runs[-1] for node, runs in _named(rigs).items()}
+    hosts = {rig.host for rig in rigs}
     nodes = tuple(sorted(newest))
     promises = tuple(dict.fromkeys(history.label_of(check) for node in nodes for check in newest[node].checks))
     cells = {node: {history.label_of(check): _cell(check) for check in newest[node].checks} for node in nodes}
@@ -78,7 +77,7 @@ def merge(folders: Sequence[Path], expected: Sequence[str] = ()) -> Fleet:
         promises=promises,
         cells=cells,
         verdicts={node: newest[node].verdict if newest[node].finished is not None else "inconclusive" for node in nodes},
-        missing=tuple(node for node in expected if node not in newest),
+        missing=tuple(node for node in expected if node not in newest and node not in hosts),
         skipped=tuple(skipped),
         findings=findings,
         simulated=any(newest[node].simulated for node in nodes),
@@ -86,9 +85,66 @@ def merge(folders: Sequence[Path], expected: Sequence[str] = ()) -> Fleet:
     )
 
 
-def node_of(run: Stored) -> str:
+class _Rig:
+    """Runs of one rig, in the order in which they are added: same host, same name, and GPUs in common as far as they are known."""
+
+    def __init__(self, host: str, name: str) -> None:
+        self.host, self.name = host, name
+        self.gpus: set[str] = set()
+        self.runs: list[Stored] = []
+
+    def takes(self, host: str, name: str, gpus: set[str]) -> bool:
+        """A card may be replaced, all of them at once are another rig."""
+        return (self.host, self.name) == (host, name) and not (gpus and self.gpus and gpus.isdisjoint(self.gpus))
+
+    def add(self, run: Stored, gpus: set[str]) -> None:
+        """One more of its runs."""
+        self.gpus |= gpus
+        self.runs.append(run)
+
+
+def host_of(run: Stored) -> str:
     """The host that the run was made on; the rig's name where it is not known."""
     return str(run.environment.get("host") or run.rig_name)
+
+
+def _rigs(found: Sequence[Stored]) -> list[_Rig]:
+    """The runs by rig, oldest first. One host may have several: each is a node of its own, and none hides what another failed in."""
+    real = {host_of(run) for run in found if not run.simulated}
+    rigs: list[_Rig] = []
+    for run in sorted(found, key=lambda each: each.started):
+        host = host_of(run)
+        # a simulated run says nothing of a host that has a real one, and its GPUs are new ones each time
+        if run.simulated and host in real:
+            continue
+        gpus = set() if run.simulated else _gpus(run)
+        rig = next((each for each in rigs if each.takes(host, run.rig_name, gpus)), None)
+        if rig is None:
+            rig = _Rig(host, run.rig_name)
+            rigs.append(rig)
+        rig.add(run, gpus)
+    return rigs
+
+
+def _gpus(run: Stored) -> set[str]:
+    listed = run.environment.get("gpus")
+    return (
+        {str(each["uuid"]) for each in listed if isinstance(each, dict) and each.get("uuid")} if isinstance(listed, list) else set()
+    )
+
+
+def _named(rigs: Sequence[_Rig]) -> dict[str, list[Stored]]:
+    """Runs by the name of their node: the host's, with the rig's where it has several, and a GPU's where those have one name."""
+    named: dict[str, list[Stored]] = {}
+    for rig in rigs:
+        beside = [each for each in rigs if each.host == rig.host and each is not rig]
+        parts = [rig.host]
+        if beside:
+            parts.append(rig.name)
+        if any(each.name == rig.name for each in beside):
+            parts.append(min(rig.gpus, default="GPUs not known")[:12])
+        named[" ".join(parts)] = rig.runs
+    return named
 
 
 def _read(folder: Path) -> tuple[list[Stored], list[Skipped]]:

@@ -17,6 +17,7 @@ def add(tools: shared.SubCommands) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Exit code."""
+    from pytest_sglang.session.everybody import left_by_others
     from pytest_sglang.session.state import state_dir
     from pytest_sglang.session.undo import undo
 
@@ -35,6 +36,8 @@ def run(arguments: argparse.Namespace) -> int:
             "\n".join(f"{each.action}: {each.entry.kind} {each.entry.target}: {each.detail}" for each in outcomes)
             or "nothing to undo"
         )
+        for each in left_by_others():
+            print(f"not yours to undo: {each}")
     if any(each.action == "owner alive" for each in outcomes):
         return shared.EXIT_USAGE
     return shared.EXIT_FAIL if any(each.action == "failed" for each in outcomes) else shared.EXIT_OK

@@ -46,6 +46,18 @@ def test_at_another_level(gpu_power): ...
 
 def test_its_own_assertion(gpu_power):
     assert len(gpu_power.gpus) == 6
+
+
+@pytest.fixture
+def puts_back(gpu_power):
+    from pytest_sglang.session.errors import Inconclusive
+
+    yield
+    raise Inconclusive("what it has changed cannot be read back")
+
+
+@pytest.mark.sglang_check("own-teardown")
+def test_with_a_teardown_that_cannot_tell(puts_back, gpu_power): ...
 """
 
 
@@ -111,6 +123,16 @@ def test_junit_calls_the_inconclusive_an_error_and_carries_the_numbers(ran: Ran)
     properties = {each.get("name"): each.get("value") for each in ran.cases["test_holds"].iter("property")}
     assert properties["sglang.verdict"] == "pass"
     assert float(properties["sglang.measured.decode_tok_s"] or 0) > 30
+
+
+def test_a_teardown_that_cannot_tell_makes_its_check_inconclusive_and_no_error(ran: Ran) -> None:
+    check = ran.check("own-teardown")
+    assert check["verdict"] == "inconclusive"
+    assert check["inconclusive_because"] == "its teardown: what it has changed cannot be read back"
+    # 1 would say that the rig broke a promise
+    assert ran.done.returncode == 6
+    (error,) = ran.cases["test_with_a_teardown_that_cannot_tell"].iter("error")
+    assert "what it has changed cannot be read back" in str(error.text)
 
 
 def test_a_test_for_another_level_is_not_checked_and_says_why(ran: Ran) -> None:

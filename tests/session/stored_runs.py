@@ -32,6 +32,7 @@ def stored(
     seed: int = 0,
     finished: bool = True,
     simulated: bool = False,
+    uuids: tuple[str, ...] = (),
 ) -> Path:
     """A finished run of one measurement (and one warm start), written below ``folder``."""
     rng = random.Random(f"{name} {seed}")
@@ -89,7 +90,10 @@ def stored(
             "plugin": "0.1.0",
             "host": host,
             "driver": driver,
-            "gpus": [{"index": 0, "name": "RTX 3090", "enforced_power_limit_w": power_w, "pcie_width": 16}],
+            "gpus": [
+                {"index": index, "name": "RTX 3090", "enforced_power_limit_w": power_w, "pcie_width": 16, "uuid": uuid}
+                for index, uuid in enumerate(uuids or (None,))
+            ],
             "server": {"version": engine, "arguments": {**ARGUMENTS, **(arguments or {})}, "packages": {"torch": "2.11.0"}},
         },
         checks=checks,

@@ -63,3 +63,33 @@ def test_the_newest_run_of_a_node_counts(tmp_path: Path) -> None:
 def test_nothing_to_merge(tmp_path: Path) -> None:
     with pytest.raises(Refused, match="no run in"):
         merge.merge([tmp_path])
+
+
+LEFT, RIGHT = ("GPU-aaaaaaaa-0", "GPU-bbbbbbbb-0"), ("GPU-cccccccc-0", "GPU-dddddddd-0")
+
+
+def test_two_rigs_on_one_host_are_two_nodes(tmp_path: Path) -> None:
+    """The later run of the one must not hide what the other failed in."""
+    bad = stored(tmp_path, "bad", rig="left", verdict="fail", uuids=LEFT)
+    good = stored(tmp_path, "good", rig="right", started="2026-11-20T00:00:00.000Z", uuids=RIGHT)
+    found = merge.merge([bad, good], ["attic", "cellar"])
+    assert (found.verdict, found.nodes) == ("fail", ("attic left", "attic right"))
+    # whoever lists hosts has this one
+    assert found.missing == ("cellar",)
+
+
+def test_two_sets_of_cards_under_one_name_are_two_nodes(tmp_path: Path) -> None:
+    bad = stored(tmp_path, "bad", verdict="fail", uuids=LEFT)
+    good = stored(tmp_path, "good", started="2026-11-20T00:00:00.000Z", uuids=RIGHT)
+    found = merge.merge([bad, good])
+    assert (found.verdict, found.nodes) == ("fail", ("attic six-3090 GPU-aaaaaaaa", "attic six-3090 GPU-cccccccc"))
+
+
+def test_a_rig_whose_card_was_replaced_is_still_one_node(tmp_path: Path) -> None:
+    stored(tmp_path, "old", verdict="fail", uuids=LEFT)
+    stored(tmp_path, "new", started="2026-11-20T00:00:00.000Z", uuids=(LEFT[0], RIGHT[0]))
+    stored(tmp_path, "without", started="2026-11-21T00:00:00.000Z")
+    stored(tmp_path, "tried", simulated=True, started="2027-01-01T00:00:00.000Z", uuids=RIGHT)
+    found = merge.merge([tmp_path])
+    assert (found.verdict, found.nodes) == ("pass", ("attic",))
+    assert found.folders["attic"].endswith("without")
