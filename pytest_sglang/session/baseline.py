@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from pytest_sglang.judge import keys, regression
 from pytest_sglang.judge.verdict import Judgement, inconclusive
 from pytest_sglang.record import run as records
 from pytest_sglang.record.run import Limit, Measurement, Run
 from pytest_sglang.record.values import Finding
-from pytest_sglang.session import comparison, store
+from pytest_sglang.session import compared_changes, comparison, store
 from pytest_sglang.session.errors import Refused
 from pytest_sglang.session.options import BaselineWish
 
@@ -59,8 +58,9 @@ def find(reports: Path, rig: str, name: str, *, simulated: bool = False) -> stor
 
 def save(folder: Path, run: Run, name: str) -> str:
     """Give a finished run the name, taking it from an older one of the rig; the line to print. A run that did not pass is not taken."""
-    if run.verdict != "pass":
-        return f"baseline {name!r} not saved: the run is {run.verdict}, not a pass"
+    unfit = _unfit(run)
+    if unfit:
+        return f"baseline {name!r} not saved: the run {unfit}"
     rig = str(run.rig.get("name") or "unnamed rig")
     old = find(folder.parent, rig, name, simulated=run.simulated)
     records.write_atomic(folder / store.KEPT, "".join(f"{each}\n" for each in dict.fromkeys([*names_of(folder), name])))
@@ -72,6 +72,13 @@ def save(folder: Path, run: Run, name: str) -> str:
         else:
             path.unlink(missing_ok=True)
     return f"baseline {name!r} saved: {folder.name}"
+
+
+def _unfit(run: Run) -> str:
+    """Why a run is no baseline; empty where it may be one."""
+    if run.finished is None or run.interrupted:
+        return "was interrupted: a part of it is missing"
+    return "" if run.verdict == "pass" else f"is {run.verdict}, not a pass"
 
 
 def judge(deployment: Deployment, name: str) -> list[Judgement]:
@@ -86,13 +93,17 @@ def judge(deployment: Deployment, name: str) -> list[Judgement]:
             )
         ]
     before = store.whole(stored)
-    history = [each for each in store.runs(reports)[0] if each.simulated == run.simulated]
-    found = comparison.compare([before], [run], history)
+    unfit = _unfit(before)
+    if unfit:
+        save_new = f"after a pass, save a new one: --sglang-baseline=save={name}"
+        return [inconclusive(f"not compared with {before.run_id}: that run {unfit} ({save_new})", "no baseline")]
+    found = comparison.compare([before], [run], store.runs(reports)[0])
     changes = [each for each in found.changed if each.kind == "change"]
     if found.refused or (changes and found.under_test is None):
-        told = "; ".join(f"{each.name}: {keys.shown(each.before)} then, {keys.shown(each.after)} now" for each in found.changed[:6])
-        more = f" and {len(found.changed) - 6} more" if len(found.changed) > 6 else ""
-        return [inconclusive(f"not compared with {before.run_id}: more than one thing differs: {told}{more}", "not comparable")]
+        unlike = [each for each in found.changed if each.kind == "condition"] if found.refused else found.changed
+        reason = "its conditions differ" if found.refused else "more than one thing differs"
+        told = compared_changes.listed(unlike)
+        return [inconclusive(f"not compared with {before.run_id}: {reason}: {told}", "not comparable")]
     said = [_judgement(each, found, before) for each in found.quantities if each.judged]
     if not said:
         return [inconclusive(f"this run measured nothing that {before.run_id} measured too", "nothing to compare")]
@@ -115,7 +126,7 @@ def _judgement(each: Quantity, found: Comparison, before: Run) -> Judgement:
         message=message,
         quantity=quantity,
         measured=measured,
-        limit=Limit(">=", -regression.MAX_LOSS * 100, "%"),
+        limit=Limit(">=", round(-each.max_loss * 100, 3), "%"),
         cause=(f"{found.under_test} is the one thing that differs" if found.under_test else "nothing that is recorded differs")
         if change.verdict == "fail"
         else None,

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from pytest_sglang.judge import samples
 from pytest_sglang.record import run as records
 from pytest_sglang.record.clock import Clock
 from pytest_sglang.record.run import Check, NotChecked, Run
@@ -86,7 +87,8 @@ class Recorder:
 
     def throughput(self, label: str, power_w: float | None, promise: dict[str, Any], throughput: Throughput) -> None:
         """A measurement, for the chart and for later comparison."""
-        item = {"label": label, "power_w": power_w, **promise, "throughput": records.plain(throughput)}
+        told = records.plain(throughput)
+        item = {"label": label, "power_w": power_w, **promise, "throughput": told, "samples": samples.short(told)}
         self._set(throughputs=(*self.run.throughputs, item))
 
     def power_series(self, series: dict[str, Any]) -> None:

@@ -39,10 +39,12 @@ class StoredMeasurement(Value, frozen=True, kw_only=True):
     power_w: float | None = None
     quantity: str = "decode"
     throughput: StoredThroughput = StoredThroughput()
+    samples: dict[str, tuple[float, ...]] = {}
+    """Values of each quantity by name (``judge.samples.short``); {} in a run that is older than that."""
 
 
 class StoredStart(Value, frozen=True, kw_only=True):
-    """An item of ``run.startups``, without its phases."""
+    """An item of ``run.startups``."""
 
     label: str = ""
     startup: dict[str, Any] = {}
@@ -58,6 +60,7 @@ class Stored(Value, frozen=True, kw_only=True):
     finished: str | None = None
     verdict: str = "inconclusive"
     exit_code: int | None = None
+    interrupted: bool = False
     power_levels_w: tuple[float, ...] = ()
     rig: dict[str, Any] = {}
     environment: dict[str, Any] = {}
