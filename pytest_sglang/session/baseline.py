@@ -17,7 +17,8 @@ from pytest_sglang.session.errors import Refused
 from pytest_sglang.session.options import BaselineWish
 
 if TYPE_CHECKING:
-    from pytest_sglang.session.comparison import Comparison, Quantity
+    from pytest_sglang.session.compared import Quantity
+    from pytest_sglang.session.comparison import Comparison
     from pytest_sglang.session.deployment import Deployment
 
 DEFAULT = "default"
@@ -83,16 +84,23 @@ def _unfit(run: Run) -> str:
 
 def judge(deployment: Deployment, name: str) -> list[Judgement]:
     """This run's measurements against the baseline: refused where their keys differ in more than one thing."""
-    reports, run = deployment.options.report_dir, deployment.recorder.run
-    stored = find(reports, deployment.rig.name, name, simulated=run.simulated)
+    return against(deployment.options.report_dir, deployment.recorder.run, deployment.rig.name, name)
+
+
+def against(reports: Path, run: Run, rig: str, name: str) -> list[Judgement]:
+    """``run``, finished or not, against the baseline of this name in ``reports``."""
+    stored = find(reports, rig, name, simulated=run.simulated)
     if stored is None:
         return [
             inconclusive(
-                f"no baseline {name!r} of {deployment.rig.name} in {reports.name}/ (save one: --sglang-baseline=save={name})",
+                f"no baseline {name!r} of {rig} in {reports.name}/ (save one: --sglang-baseline=save={name})",
                 "no baseline",
             )
         ]
-    before = store.whole(stored)
+    try:
+        before = store.whole(stored)
+    except records.RecordError as error:
+        return [inconclusive(f"baseline {name!r} cannot be read: {error}", "no baseline")]
     unfit = _unfit(before)
     if unfit:
         save_new = f"after a pass, save a new one: --sglang-baseline=save={name}"

@@ -26,7 +26,8 @@ def rates(before: Sequence[Run], after: Sequence[Run], past: Past, one: str | No
     """
     across = one == "power" and all(len({place[0] for place in _places(runs, False)}) == 1 for runs in (before, after))
     found = []
-    for place in _places(before, across):
+    # where nothing at all was measured before, that is what is to be said of each place
+    for place in _places(before, across) or _places(after, across):
         sides = [_measured(runs, place, across) for runs in (before, after)]
         found += _place(place, sides[0], sides[1], past)
     return found
