@@ -30,6 +30,9 @@ def change_text(quantity: Quantity) -> str:
     if not quantity.before or quantity.after is None:
         return ""
     share = (quantity.after / quantity.before - 1) * 100
+    if quantity.change is not None and quantity.change.change is not None:
+        # of the means over boots, as its interval, not of the medians that are shown
+        share = quantity.change.change * (100 if quantity.higher_is_better else -100)
     return f"{share:+.{1 if abs(share) < 10 else 0}f} %".replace("-0.0 %", "0.0 %").replace("+0.0 %", "0.0 %")
 
 
@@ -158,7 +161,7 @@ def _table(found: Comparison, width: int) -> list[Line]:
     shown: dict[str, list[Quantity]] = {}
     for each in every:
         if not each.judged:
-            shown.setdefault(each.note or "parts of a start, which is judged as a whole", []).append(each)
+            shown.setdefault(_reason(each), []).append(each)
     for note, quantities in shown.items():
         lines += [("", {}), *((text, {}) for text in _wrap(f"shown, {note}:", width, "", "  "))]
         for each in quantities:
@@ -219,13 +222,22 @@ def _page_row(each: Quantity) -> dict[str, str]:
     }
 
 
-def _shown(found: Comparison) -> list[tuple[str, list[dict[str, str]]]]:
+def _shown(found: Comparison) -> list[dict[str, Any]]:
     """What does not count, by the reason for that."""
-    groups: dict[str, list[dict[str, str]]] = {}
+    groups: dict[tuple[str, str], list[dict[str, str]]] = {}
     for each in found.quantities:
         if not each.judged:
-            groups.setdefault(each.note or "parts of a start, which is judged as a whole", []).append(_page_row(each))
-    return list(groups.items())
+            title = "Start-up" if " start" in each.name else "Also measured"
+            groups.setdefault((title, _reason(each)), []).append(_page_row(each))
+    return [
+        {"title": title, "reason": reason, "rows": rows, "intervals": any(row["interval"] for row in rows)}
+        for (title, reason), rows in groups.items()
+    ]
+
+
+def _reason(each: Quantity) -> str:
+    """Why it does not count."""
+    return each.note or "parts of a start, which is judged as a whole"
 
 
 def _counts(each: Quantity) -> str:

@@ -16,6 +16,8 @@ from pytest_sglang.session import store
 
 FEW = 3.0
 """Degrees of freedom that a spread between single values must have to be one: four earlier boots."""
+NEWEST = 200
+"""Of earlier runs so many teach; older ones tell of drivers and dust that are long gone, and take time to read."""
 Side = list[list[float]]
 """One inner list a boot."""
 
@@ -144,14 +146,15 @@ class Past(Value, frozen=True, kw_only=True):
         """The part of ``history`` that may teach something: a boot that is compared must not count twice."""
         compared = {run.run_id for run in (*before, *after)}
         rig = str(before[0].rig.get("name") or "unnamed rig")
-        runs = [
-            (key_text(each), each)
+        fit = [
+            each
             for each in sorted(history, key=lambda run: (run.started, run.run_id))
             if each.finished is not None
             and not each.interrupted
             and each.run_id not in compared
             and (each.rig_name, each.simulated) == (rig, before[0].simulated)
         ]
+        runs = [(key_text(each), each) for each in fit[-NEWEST:]]
         return cls(runs=tuple(runs), before_key=key_text(before[0]), after_key=key_text(after[0]))
 
 

@@ -37,7 +37,7 @@ def seen(before: Run, after: Run) -> tuple[Difference, ...]:
 
 
 def _faults(run: Run) -> str | None:
-    return ", ".join(run.environment.get("faults") or ()) or None
+    return ", ".join(run.environment.get("faults") or ["none"]) if run.simulated else None
 
 
 def _start_c(run: Run) -> float | None:
