@@ -10,6 +10,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import msgspec
+
 from pytest_sglang.judge import stats
 from pytest_sglang.judge.latency import MAX_MERGED_SHARE
 from pytest_sglang.record.values import Value
@@ -18,7 +20,7 @@ Round = Mapping[str, Any]
 """A round of run.json."""
 P99 = 0.99
 MOST_LEFT_OUT = 1 / 3
-"""Rounds that give no value, as a share; with more, the others are no fair sample of the measurement."""
+"""Rounds that give no latency or energy, as a share; with more, the others are no fair sample. A valid round without a rate is none at all."""
 
 
 class Samples(Value, frozen=True, kw_only=True):
@@ -30,6 +32,7 @@ class Samples(Value, frozen=True, kw_only=True):
     rounds_each: int = 1
     """So many of them made one value."""
     left_out: int = 0
+    most_left_out: float = 0.0
     why: str = ""
     error_sd: float = 0.0
     """Standard uncertainty of one value as a share, beyond its scatter."""
@@ -39,7 +42,7 @@ class Samples(Value, frozen=True, kw_only=True):
     @property
     def unfair(self) -> bool:
         """Too many rounds gave none."""
-        return self.left_out > self.rounds * MOST_LEFT_OUT
+        return self.left_out > self.rounds * self.most_left_out
 
 
 def of(throughput: Mapping[str, Any]) -> dict[str, Samples]:
@@ -100,7 +103,7 @@ def _energy(rounds: Sequence[Round]) -> Samples:
     ]
     error = math.sqrt(math.fsum(share**2 for share in shares) / len(shares) / 3) if shares else 0.0
     why = f"{found.why} ({missing})" if found.why and missing else found.why
-    return Samples(values=found.values, rounds=found.rounds, left_out=found.left_out, why=why, error_sd=error)
+    return msgspec.structs.replace(found, most_left_out=MOST_LEFT_OUT, why=why, error_sd=error)
 
 
 def _joules_per_token(each: Round) -> float | None:
@@ -196,6 +199,7 @@ def _told(values: Sequence[float], rounds: Sequence[Round], reasons: Sequence[st
         rounds=len(rounds),
         rounds_each=rounds_each,
         left_out=left,
+        most_left_out=MOST_LEFT_OUT,
         why=f"{left} of {len(rounds)} rounds: {why}" if why else "",
         lag=max(map(lag, rounds), default=0.0) * 1000,
     )

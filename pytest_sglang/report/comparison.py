@@ -85,7 +85,7 @@ def headline(found: Comparison) -> str:
     if found.broken:
         told.append(f"promise broken: {_first([each.split(': ')[0] for each in found.broken])}")
     if found.lost and found.verdict == "inconclusive":
-        told.append(f"not told any more: {_first([each.split(': ')[0] for each in found.lost])}")
+        told.append(f"missing: {_first([each.split(': ')[0] for each in found.lost])}")
     return f"{found.verdict.upper()}: {'; '.join(told) or 'nothing was measured in both that can be compared'}{suffix}"
 
 
@@ -108,7 +108,7 @@ def terminal(found: Comparison, width: int = 80) -> list[Line]:
     lines += [(text, {"yellow": True}) for note in found.notes for text in _wrap(f"note: {note}", width)]
     told = [
         *((f"promise broken: {each}", "red") for each in found.broken),
-        *((f"not told any more: {each}", "yellow") for each in found.lost),
+        *((f"missing: {each}", "yellow") for each in found.lost),
     ]
     lines += [(text, {colour: True, "bold": True}) for each, colour in told for text in _wrap(each, width)]
     lines += [("", {}), *_table(found, width)]

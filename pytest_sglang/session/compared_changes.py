@@ -140,7 +140,7 @@ def trouble(before: Sequence[Run], after: Sequence[Run]) -> list[str]:
     """Runs that were interrupted: what they have is not all that they were to have."""
     told = []
     for when, runs in (("before", before), ("after", after)):
-        told += [f"the run {when} was interrupted ({run.run_id}): a part is missing" for run in runs if run.interrupted]
+        told += [f"the run {when} was interrupted: {run.run_id}" for run in runs if run.interrupted]
     return told
 
 

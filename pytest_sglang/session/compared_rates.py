@@ -196,9 +196,9 @@ def _few(margin: Margin, old: list[Samples], new: list[Samples], past: Past, pla
 
 
 def _history(past: Past, place: Place, name: str) -> list[tuple[str, list[float]]]:
-    """Values of earlier boots with their keys; at any level where the level is what is compared."""
+    """Values of earlier boots with their keys; of every level, each for itself, where the level is what is compared."""
     return [
-        (found, values)
+        (found if place[0] is not None else f"{found} {item.power_w}", values)
         for found, run in past.runs
         for item in run.throughputs
         if (place[0] in (None, item.power_w)) and item.throughput.streams == place[1] and (values := _stored(item, name))

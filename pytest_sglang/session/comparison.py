@@ -35,7 +35,7 @@ class Comparison(Value, frozen=True, kw_only=True):
     broken: tuple[str, ...] = ()
     """Promises that a run after breaks and none before did, with their causes: fixed promises stay floors."""
     lost: tuple[str, ...] = ()
-    """Promises that were kept before and cannot be told after."""
+    """What a pass would pass over: promises that were kept before and cannot be told after, runs that were interrupted."""
     notes: tuple[str, ...] = ()
 
     @property
@@ -96,7 +96,6 @@ def compare(before: Sequence[Run], after: Sequence[Run], history: Sequence[store
     fails, lost, still = compared_changes.broken(before, after, across=one == "power")
     notes = [
         *compared_changes.together(found, one),
-        *compared_changes.trouble(before, after),
         *compared_changes.earlier(before, finished),
         *compared_starts.notes(before, after),
         *(f"measured only after: {each}" for each in compared_rates.new_places(before, after, one)),
@@ -106,7 +105,7 @@ def compare(before: Sequence[Run], after: Sequence[Run], history: Sequence[store
         **common,
         quantities=tuple(_quantities(before, after, past, one)),
         broken=tuple(fails),
-        lost=tuple(lost),
+        lost=(*compared_changes.trouble(before, after), *lost),
         notes=tuple(notes),
     )
 
