@@ -26,6 +26,8 @@ MAX_LOSS = 0.03
 POWER = 0.95
 """With the rounds and boots that are asked for, a loss of MAX_LOSS is found so often."""
 MAX_ROUNDS, MAX_BOOTS = 40, 30
+FIRST_BOOTS = 4
+"""So many on either side tell their spread well enough to plan with it."""
 DRIFT_P_VALUE = 0.01
 """Of all boots of a comparison together."""
 
@@ -234,11 +236,14 @@ def _finds(noise: float, spread: Spread, rounds: int, boots: int, loss: float, c
 
 
 def _asked(rounds: int | None, boots: int | None, spread: Spread, rounds_each: int = 1) -> str:
-    if rounds is None or boots is None:
-        return "the rounds and boots scatter too much for any sensible number of them"
     assumed = (
         f" (the spread between boots is assumed, {pct(spread.sd, 0)}: no earlier boots tell it)" if spread.degrees is None else ""
     )
+    if assumed and (boots is None or boots > FIRST_BOOTS):
+        # a plan on an assumption would ask for too many: the first few tell how many it takes
+        return f"measure {FIRST_BOOTS} boots of {max(rounds or 0, 5) * rounds_each} rounds on either side, which tell how far boots differ{assumed}"
+    if rounds is None or boots is None:
+        return "the rounds and boots scatter too much for any sensible number of them"
     if rounds == 1 and rounds_each > 1:
         return f"{boots} boots of {rounds_each} rounds are needed on either side{assumed}"
     if rounds == 1:

@@ -22,6 +22,8 @@ P99 = 0.99
 MOST_LEFT_OUT = 1 / 3
 """Rounds that give no latency or energy, as a share; with more, the others are no fair sample. A valid round without a rate is none at all."""
 
+UNRECORDED = "no samples were recorded"
+
 
 class Samples(Value, frozen=True, kw_only=True):
     """One quantity of one boot. ``why``: what kept rounds from giving a value; ``few``: it is only that there were too few samples."""
@@ -193,7 +195,7 @@ def _p99(rounds: Sequence[Round], gather: Gather, reason: Reason, lag: Lag) -> S
 
 def _told(values: Sequence[float], rounds: Sequence[Round], reasons: Sequence[str], lag: Lag, rounds_each: int) -> Samples:
     left = len(reasons)
-    why = next((each for each in reasons if each), "no samples were recorded") if left else ""
+    why = next((each for each in reasons if each), UNRECORDED) if left else ""
     return Samples(
         values=tuple(values),
         rounds=len(rounds),

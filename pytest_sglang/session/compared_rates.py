@@ -8,7 +8,7 @@ from typing import Any
 from pytest_sglang.judge import margins, samples
 from pytest_sglang.judge.boots import Spread
 from pytest_sglang.judge.margins import Margin
-from pytest_sglang.judge.samples import Samples
+from pytest_sglang.judge.samples import UNRECORDED, Samples
 from pytest_sglang.record.run import Run
 from pytest_sglang.session import compared, store
 from pytest_sglang.session.compared import Past, Pending, Side
@@ -112,9 +112,7 @@ def _list(tokens: set[int]) -> str:
 def _one(margin: Margin, place: Place, old: list[Samples], new: list[Samples], past: Past, unlike: str) -> Pending | None:
     """One quantity of one place; None where there is nothing to say of it."""
     if not any(each.values for each in (*old, *new)):
-        return (
-            None if not margin.primary else _pending(margin, place, old, new, past, trouble=_unfair(old, "before") or "no values")
-        )
+        return _without(margin, place, old, new, past)
     before = _unfair(old, "before") or _lagging(old, margin, "before")
     after = unlike or _unfair(new, "after") or _lagging(new, margin, "after")
     if margin.name == "tpot_ms" and place[1] == 1:
@@ -126,6 +124,17 @@ def _one(margin: Margin, place: Place, old: list[Samples], new: list[Samples], p
     if few and not after:
         return _pending(margin, place, old, new, past, note=f"not judged: {few}")
     return _pending(margin, place, old, new, past, trouble=before or after, judged=True)
+
+
+def _without(margin: Margin, place: Place, old: list[Samples], new: list[Samples], past: Past) -> Pending | None:
+    """A quantity of which neither side tells a value: a rate is undecided, a median says why, of others there is nothing to say."""
+    why = _unfair(old, "before") or _unfair(new, "after")
+    if margin.primary:
+        return _pending(margin, place, old, new, past, trouble=why or "no values")
+    told = any(each.left_out and UNRECORDED not in each.why for each in (*old, *new))
+    if told and margin.name in ("ttft_ms", "itl_ms"):
+        return _pending(margin, place, old, new, past, note=f"not judged: {why}")
+    return None
 
 
 def _pending(

@@ -252,6 +252,15 @@ def test_a_latency_that_was_not_told_before_is_shown_with_the_reason(tmp_path: P
     assert "not judged: before, 16 of 16 rounds: more than 1% of the token events" in itl.note
 
 
+def test_an_itl_that_neither_side_tells_is_named(tmp_path: Path) -> None:
+    before, after = boots(tmp_path, "old", 5, itl_ms=25.0), boots(tmp_path, "new", 3, month=11, engine="0.5.12", itl_ms=25.0)
+    found = compared([edited(each, merged) for each in before], [edited(each, merged) for each in after])
+    itl = quantities(found)["ITL median at 250 W"]
+    assert (itl.before, itl.after, itl.change) == (None, None, None)
+    assert "token events have no time of their own" in itl.note
+    assert found.verdict == "pass"
+
+
 def test_one_of_two_levels_that_is_gone_is_told(tmp_path: Path) -> None:
     before = [edited(each, one_more_level) for each in boots(tmp_path, "old", 5)]
     after = boots(tmp_path, "new", 3, month=11, engine="0.5.12")
