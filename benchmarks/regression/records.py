@@ -15,7 +15,6 @@ import numpy
 
 from pytest_sglang.judge import margins, regression, samples
 from pytest_sglang.judge.boots import Spread
-from pytest_sglang.record import run as records
 from pytest_sglang.record.run import Run
 from pytest_sglang.session import comparison, store
 
@@ -24,7 +23,7 @@ TOKENS = 128
 NOISE = 0.02
 BETWEEN = {"decode": 0.0, "ttft": 0.02, "itl": 0.005, "joules": 0.005, "start": 0.03}
 """Between boots, beside what the case says of all rates; noise of the others between rounds: TTFT 4 %, energy 1.5 %, gaps 3 %."""
-HISTORY, HISTORY_ROUNDS = 10, 10
+HISTORY, HISTORY_ROUNDS = 10, 5
 Rng = numpy.random.Generator
 
 
@@ -76,7 +75,7 @@ def run(rng: Rng, name: str, engine: str, rounds: int, between: float, loss: flo
 
 def stored(found: Run) -> store.Stored:
     """As the store reads it back."""
-    return msgspec.json.decode(msgspec.json.encode(records.plain(found)), type=store.Stored)
+    return msgspec.json.decode(msgspec.json.encode(found), type=store.Stored)
 
 
 def asked(spread: Spread) -> tuple[int, int]:

@@ -19,6 +19,7 @@ from pytest_sglang.record.values import Value
 Round = Mapping[str, Any]
 """A round of run.json."""
 P99 = 0.99
+_NUMBERS = (float, int)
 MOST_LEFT_OUT = 1 / 3
 """Rounds that give no latency or energy, as a share; with more, the others are no fair sample. A valid round without a rate is none at all."""
 
@@ -158,8 +159,9 @@ def _itl_lag(each: Round) -> float:
     return float(each.get("itl_lag_s") or 0.0)
 
 
-def _usable(samples: Sequence[float]) -> list[float]:
-    return [each * 1000 for each in samples if _number(each) is not None]
+def _usable(samples: Sequence[Any]) -> list[float]:
+    """Positive, finite numbers in ms; there may be a million of them."""
+    return [each * 1000 for each in samples if each.__class__ in _NUMBERS and 0.0 < each < math.inf]
 
 
 def _median(rounds: Sequence[Round], gather: Gather, reason: Reason, lag: Lag) -> Samples:
