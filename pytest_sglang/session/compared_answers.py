@@ -5,6 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+import msgspec
+
+from pytest_sglang.judge import answering
+from pytest_sglang.judge import answers as judge
+from pytest_sglang.judge.answers import Compared
+from pytest_sglang.record.answers import Answers
 from pytest_sglang.record.run import Run, Verdict
 from pytest_sglang.record.values import Value
 
@@ -36,6 +42,64 @@ def compared(before: Sequence[Run], after: Sequence[Run], *, judged: bool) -> An
 
     ``judged`` False: model or quantization is what is under test, so that changed answers are no fault.
     """
-    if not any(run.answers for run in (*before, *after)):
+    sides = [[each for run in runs for each in _series(run)] for runs in (before, after)]
+    if not any(sides):
         return None
-    raise NotImplementedError  # the comparing itself follows: signature and values stand
+    whole = [[each for each in side if not each.why and each.after != answering.AGAIN] for side in sides]
+    for side, found, name in zip(sides, whole, ("before", "after"), strict=True):
+        if not found:
+            why = side[0].why if side else "the rig file did not ask for them ([answers])"
+            # what was asked and not answered is a gap; what nobody asked for is none
+            return AnswersComparison(
+                outcome="not recorded", verdict="inconclusive" if side and judged else None, text=f"no answers {name}: {why}"
+            )
+    pairs = [(now, found) for now in whole[1] if (found := _compare(_reference(before), now)) is not None]
+    if not pairs:
+        return AnswersComparison(outcome="not recorded", verdict=None, text="the two sides were asked other prompts")
+    now, worst = max(pairs, key=lambda pair: _badness(pair[1]))
+    return _said(worst, now, judged)
+
+
+def _series(run: Run) -> list[Answers]:
+    return [msgspec.convert(each, Answers, strict=False) for each in run.answers]
+
+
+def _reference(before: Sequence[Run]) -> Answers:
+    """The first whole answers of the newest run that has some."""
+    return next(each for run in reversed(before) for each in _series(run) if not each.why and each.after != answering.AGAIN)
+
+
+def _compare(reference: Answers, now: Answers) -> Compared | None:
+    """By the prompts that both sides were asked."""
+    both = {each.prompt for each in reference.answers} & {each.prompt for each in now.answers}
+    if not both:
+        return None
+    mine, theirs = (
+        msgspec.structs.replace(each, answers=tuple(answer for answer in each.answers if answer.prompt in both))
+        for each in (reference, now)
+    )
+    return judge.compare(mine, theirs)
+
+
+def _badness(found: Compared) -> tuple[bool, bool, int, int]:
+    return (found.changed, found.doubt is not None, len(found.clear), len(found.near))
+
+
+def _said(found: Compared, now: Answers, judged: bool) -> AnswersComparison:
+    clear = found.clear
+    outcome: Outcome = (
+        "changed" if found.changed else "too little to compare" if found.doubt else "near ties" if found.forks else "equal"
+    )
+    verdicts: dict[Outcome, Verdict] = {"changed": "fail", "too little to compare": "inconclusive"}
+    text = f"{found.doubt}; {found}" if outcome == "too little to compare" else str(found)
+    return AnswersComparison(
+        outcome=outcome,
+        verdict=verdicts.get(outcome, "pass") if judged else None,
+        text=text if now.after == "as found" else f"{text} (after the {now.after})",
+        tokens=found.tokens,
+        equal=found.equal,
+        near_ties=len(found.near),
+        clear=len(clear),
+        logprob_difference=found.mean_nats,
+        worst=str(clear[0]) if clear else None,
+    )
