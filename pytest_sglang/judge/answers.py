@@ -24,7 +24,7 @@ CERTAIN_NATS = 4.0
 """One choice that moved by more than this is a fault; between the two it takes a second one."""
 MEAN_NATS = 0.5
 """Mean absolute difference of log-probabilities of the same tokens above which the model is another one: five times SGLang's own limit."""
-ENOUGH = 0.2
+ENOUGH = 0.1
 """The share of a reference's tokens that must have been compared for a claim that nothing has changed."""
 GREEDY_NATS = 0.1
 """The chosen token may lie so far below the best one: ties, and log-probabilities that were rounded."""

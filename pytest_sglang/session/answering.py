@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 CHECK = "answers"
 TIMEOUT_S = 60.0
 """Wall seconds for one answer of 32 tokens."""
+PUT_BACK = "caches put back"
 _LABELS = {"restart": "warm restart"}
 
 
@@ -43,10 +44,10 @@ class Answering:
             self.ask()
 
     def started(self, label: str) -> None:
-        """A start has become ready: its answers, where the run has the check."""
+        """A start has become ready: its answers, where the run has the check. Caches put back have been asked before they were set aside."""
         cold = bool(self._deployment.kernels.aside)
         self._start, self._asked = "cold start" if cold else _LABELS.get(label, label), False
-        if self.wanted and not self._deployment.closed:
+        if self.wanted and label != PUT_BACK:
             self.ask()
 
     def ask(self) -> Answers:
@@ -72,13 +73,16 @@ class Answering:
 
     def judge(self) -> list[Judgement]:
         """All that was asked; asked again where nothing else is there to compare with, or to tell why answers differ."""
-        if not self._asked:
-            self.ask()
-        reference = self.series[0]
-        differ = any(judge_answers.compare(reference, each).changed for each in self.series[1:]) if not reference.why else False
-        if not self.series[-1].why and (len(self.series) < 2 or differ) and self.series[-1].after != judge.AGAIN:
-            self.ask()
+        if len(self.series) < 2 or self._differ():
+            if not self._asked:
+                self.ask()
+            if not self.series[-1].why and self.series[-1].after != judge.AGAIN and (len(self.series) < 2 or self._differ()):
+                self.ask()
         return judge.judged(self.series, self._promise)
+
+    def _differ(self) -> bool:
+        reference = self.series[0]
+        return not reference.why and any(judge_answers.compare(reference, each).changed for each in self.series[1:])
 
     def _send(self, body: dict[str, Any]) -> tuple[int, str]:
         from pytest_sglang.server import redact

@@ -46,8 +46,8 @@ def compared(before: Sequence[Run], after: Sequence[Run], *, judged: bool) -> An
     if not any(sides):
         return None
     whole = [[each for each in side if not each.why and each.after != answering.AGAIN] for side in sides]
-    for side, found, name in zip(sides, whole, ("before", "after"), strict=True):
-        if not found:
+    for side, usable, name in zip(sides, whole, ("before", "after"), strict=True):
+        if not usable:
             why = side[0].why if side else "the rig file did not ask for them ([answers])"
             # what was asked and not answered is a gap; what nobody asked for is none
             return AnswersComparison(
@@ -61,7 +61,11 @@ def compared(before: Sequence[Run], after: Sequence[Run], *, judged: bool) -> An
 
 
 def _series(run: Run) -> list[Answers]:
-    return [msgspec.convert(each, Answers, strict=False) for each in run.answers]
+    """The run's answers; none where they are of another form than this version knows."""
+    try:
+        return [msgspec.convert(each, Answers) for each in run.answers]
+    except msgspec.ValidationError:
+        return []
 
 
 def _reference(before: Sequence[Run]) -> Answers:

@@ -9,7 +9,7 @@ from pytest_sglang.record.answers import Answers
 from pytest_sglang.record.values import Finding, Startup, Throughput
 from pytest_sglang.rig.model import ServerPromise
 from pytest_sglang.server.control import ControlError
-from pytest_sglang.session import first, judging, starting, stopping
+from pytest_sglang.session import answering, first, judging, starting, stopping
 from pytest_sglang.session.answering import Answering
 from pytest_sglang.session.errors import Inconclusive, NotChecked, ServerDied
 from pytest_sglang.session.watched import Watched
@@ -376,7 +376,7 @@ class SglangServer:
     def come_back(self) -> None:
         """Start the server again after its caches have been put back, and wait for it; a failure is told, not raised."""
         try:
-            self._start("caches put back", compare=False)
+            self._start(answering.PUT_BACK, compare=False)
         except Exception as error:
             told = Finding("did-not-come-back", "warn", self._deployment.controller.subject, str(error), "look into its log")
             self._deployment.recorder.findings((told,))
