@@ -273,7 +273,7 @@ CAUSES: dict[str, dict[str, str]] = {
     },
     "impostor": {"warm-restart": "which the start did not bring"},
     "unit-flaps": {"warm-restart": "restarted it by itself"},
-    "garbled-answers": {"answers": "freshly compiled kernels answer as before"},
+    "garbled-answers": {"answers": "after the warm restart the answers have changed"},
     "wrong-p2p": {"answers": "answers differently when it is asked twice"},
 }
 """What the message or cause of the check that notices it must name."""
