@@ -95,6 +95,8 @@ class Run(Value, frozen=True, kw_only=True):
     throughputs: tuple[dict[str, Any], ...] = ()
     power_series: dict[str, Any] = {}
     power_curve: dict[str, Any] = {}
+    answers: tuple[dict[str, Any], ...] = ()
+    """Fixed prompts answered greedily, asked after each start: ``after, at, power_w, answers, why``; ``why``: they could not be had."""
 
 
 def utc(epoch_s: float) -> str:

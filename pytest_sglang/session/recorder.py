@@ -11,6 +11,7 @@ import msgspec
 
 from pytest_sglang.judge import samples
 from pytest_sglang.record import run as records
+from pytest_sglang.record.answers import Answers
 from pytest_sglang.record.clock import Clock
 from pytest_sglang.record.run import Check, NotChecked, Run
 from pytest_sglang.record.values import Finding, Startup, Throughput
@@ -106,6 +107,10 @@ class Recorder:
     def power_curve(self, curve: dict[str, Any]) -> None:
         """Speed and energy over power levels, as far as they are measured."""
         self._set(power_curve=curve)
+
+    def answers(self, answers: Answers) -> None:
+        """What the fixed prompts were answered after one start."""
+        self._set(answers=(*self.run.answers, records.plain(answers)))
 
     def findings(self, findings: tuple[Finding, ...]) -> None:
         """Something noticed outside any check."""
