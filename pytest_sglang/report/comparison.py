@@ -13,6 +13,7 @@ from pytest_sglang.record import units
 from pytest_sglang.report import summary, view
 from pytest_sglang.report.svg import Panel
 from pytest_sglang.report.terminal import Line
+from pytest_sglang.session.compared_answers import AnswersComparison
 from pytest_sglang.session.comparison import Comparison, Quantity
 
 WORDS = {"better": "better", "worse": "WORSE", "same": "no loss", "undecided": "UNDECIDED"}
@@ -82,6 +83,8 @@ def headline(found: Comparison) -> str:
     kind = "worse" if found.verdict == "fail" else "undecided"
     names = [each.name for each in found.quantities if each.judged and each.change and each.change.outcome == kind]
     told = [f"{kind}: {_first(names)}"] if names else []
+    if found.answers is not None and found.answers.verdict == found.verdict:
+        told.append("answers changed" if found.verdict == "fail" else f"answers: {found.answers.outcome}")
     if found.broken:
         told.append(f"promise broken: {_first([each.split(': ')[0] for each in found.broken])}")
     if found.lost and found.verdict == "inconclusive":
@@ -145,12 +148,24 @@ def _cells(each: Quantity) -> tuple[str, str, str, str, str]:
     return each.name, value_text(each.before, each.unit), value_text(each.after, each.unit), change_text(each), outcome(each)
 
 
+def _answers_cells(answers: AnswersComparison) -> tuple[str, str, str, str, str]:
+    words = {"pass": "no change", "fail": "CHANGED", "inconclusive": "UNDECIDED", None: "shown"}
+    if answers.outcome == "not recorded":
+        return "answers", "", "", "", words[answers.verdict]
+    return "answers", f"{answers.tokens} tokens", f"{answers.equal} equal", "", words[answers.verdict]
+
+
+def _answers_markup(answers: AnswersComparison) -> dict[str, Any]:
+    return _MARKUP[{"fail": "worse", "inconclusive": "undecided"}.get(answers.verdict or "", "same")] if answers.verdict else {}
+
+
 def _table(found: Comparison, width: int) -> list[Line]:
     """What is judged with its reasons, then what is only shown, by the reason for that."""
     every = ordered(found)
     if not every:
         return [("nothing was measured in both that can be compared", {"yellow": True})]
-    widths = [max(len(row[column]) for row in (_HEAD, *map(_cells, every))) for column in range(5)]
+    answers = [] if found.answers is None else [_answers_cells(found.answers)]
+    widths = [max(len(row[column]) for row in (_HEAD, *map(_cells, every), *answers)) for column in range(5)]
     widths[0] = min(widths[0], max(16, width - sum(widths[1:]) - 8))
     lines: list[Line] = [(_row(_HEAD, widths)[0], {"bold": True})]
     for each in every:
@@ -158,6 +173,9 @@ def _table(found: Comparison, width: int) -> list[Line]:
             lines += [(text, _MARKUP[each.change.outcome]) for text in _row(_cells(each), widths)]
             told = each.change.why + (f" ({interval_text(each)})" if interval_text(each) else "")
             lines += [(text, {}) for line in (told, each.note) if line for text in _wrap(line, width, "    ", "    ")]
+    if found.answers is not None:
+        lines += [(text, _answers_markup(found.answers)) for text in _row(_answers_cells(found.answers), widths)]
+        lines += [(text, {}) for text in _wrap(found.answers.text, width, "    ", "    ")]
     shown: dict[str, list[Quantity]] = {}
     for each in every:
         if not each.judged:
@@ -197,12 +215,21 @@ def _context(number: int, found: Comparison) -> dict[str, Any]:
         "found": found,
         "headline": headline(found),
         "verdict": found.verdict,
-        "rows": [_page_row(each) for each in ordered(found) if each.judged],
+        "rows": [*(_page_row(each) for each in ordered(found) if each.judged), *_answers_row(found.answers)],
         "shown": _shown(found),
         "changed": [(each.name, keys.shown(each.before), keys.shown(each.after)) for each in found.changed],
         "seen": [(each.name, keys.shown(each.before), keys.shown(each.after)) for each in found.seen],
         "panel": _panel(f"sg-compare-{number}", found),
     }
+
+
+def _answers_row(answers: AnswersComparison | None) -> list[dict[str, str]]:
+    if answers is None:
+        return []
+    name, before, after, change, word = _answers_cells(answers)
+    standing = answers.verdict or "pass"
+    row = {"name": name, "before": before, "after": after, "change": change, "interval": "", "word": word}
+    return [{**row, "standing": standing, "why": answers.text, "counts": ""}]
 
 
 def _page_row(each: Quantity) -> dict[str, str]:

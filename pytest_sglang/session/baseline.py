@@ -18,6 +18,7 @@ from pytest_sglang.session.options import BaselineWish
 
 if TYPE_CHECKING:
     from pytest_sglang.session.compared import Quantity
+    from pytest_sglang.session.compared_answers import AnswersComparison
     from pytest_sglang.session.comparison import Comparison
     from pytest_sglang.session.deployment import Deployment
 
@@ -113,6 +114,8 @@ def against(reports: Path, run: Run, rig: str, name: str) -> list[Judgement]:
         told = compared_changes.listed(unlike)
         return [inconclusive(f"not compared with {before.run_id}: {reason}: {told}", "not comparable")]
     said = [_judgement(each, found, before) for each in found.quantities if each.judged]
+    if said and found.answers is not None and found.answers.verdict is not None:
+        said.append(_answers(found.answers, before))
     if not said:
         return [inconclusive(f"this run measured nothing that {before.run_id} measured too", "nothing to compare")]
     return [msgspec.structs.replace(said[0], findings=_findings(found, before, run)), *said[1:]]
@@ -139,6 +142,17 @@ def _judgement(each: Quantity, found: Comparison, before: Run) -> Judgement:
         if change.verdict == "fail"
         else None,
         inconclusive_because=change.why if change.verdict == "inconclusive" else None,
+    )
+
+
+def _answers(found: AnswersComparison, before: Run) -> Judgement:
+    message = f"answers against {before.run_id}: {found.text}"
+    return Judgement(
+        verdict=found.verdict or "inconclusive",
+        message=message,
+        measured={"answers:equal": Measurement(found.equal, "count"), "answers:tokens": Measurement(found.tokens, "count")},
+        cause="the same prompts get other answers" if found.verdict == "fail" else None,
+        inconclusive_because=found.text if found.verdict == "inconclusive" else None,
     )
 
 

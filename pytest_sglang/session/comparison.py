@@ -11,11 +11,16 @@ from pytest_sglang.judge.keys import Difference
 from pytest_sglang.record import run as records
 from pytest_sglang.record.run import Run, Verdict
 from pytest_sglang.record.values import Value
-from pytest_sglang.session import compared, compared_changes, compared_rates, compared_starts, store
+from pytest_sglang.session import compared, compared_answers, compared_changes, compared_rates, compared_starts, store
 from pytest_sglang.session.compared import Past, Quantity, key, key_text
+from pytest_sglang.session.compared_answers import AnswersComparison
 from pytest_sglang.session.errors import Refused
 
 __all__ = ["Comparison", "Quantity", "compare", "grouped", "key", "of_paths"]
+
+
+NUMERICS = frozenset(f"argument {name}" for name in ("quantization", "dtype", "kv_cache_dtype", "torchao_config"))
+"""Changes after which other answers are no fault."""
 
 
 class Comparison(Value, frozen=True, kw_only=True):
@@ -32,6 +37,8 @@ class Comparison(Value, frozen=True, kw_only=True):
     under_test: str | None = None
     refused: tuple[str, ...] = ()
     quantities: tuple[Quantity, ...] = ()
+    answers: AnswersComparison | None = None
+    """Whether the tokens are still the same; None where neither side asked."""
     broken: tuple[str, ...] = ()
     """Promises that a run after breaks and none before did, with their causes: fixed promises stay floors."""
     lost: tuple[str, ...] = ()
@@ -42,9 +49,12 @@ class Comparison(Value, frozen=True, kw_only=True):
     def verdict(self) -> Verdict:
         """fail beats inconclusive beats pass, over the judged quantities; a refusal, and nothing judged, is inconclusive."""
         verdicts = {each.change.verdict for each in self.quantities if each.judged and each.change is not None}
+        nothing = not verdicts
+        if self.answers is not None and self.answers.verdict is not None:
+            verdicts.add(self.answers.verdict)
         if "fail" in verdicts or self.broken:
             return "fail"
-        return "inconclusive" if self.refused or self.lost or "inconclusive" in verdicts or not verdicts else "pass"
+        return "inconclusive" if self.refused or self.lost or "inconclusive" in verdicts or nothing else "pass"
 
 
 def of_paths(paths: Sequence[Path]) -> list[Comparison]:
@@ -101,9 +111,11 @@ def compare(before: Sequence[Run], after: Sequence[Run], history: Sequence[store
         *(f"measured only after: {each}" for each in compared_rates.new_places(before, after, one)),
         *(f"broken before and after: {each}" for each in still),
     ]
+    other_numbers = any(each.name in NUMERICS for each in found)
     return Comparison(
         **common,
         quantities=tuple(_quantities(before, after, past, one)),
+        answers=compared_answers.compared(before, after, judged=not other_numbers),
         broken=tuple(fails),
         lost=(*compared_changes.trouble(before, after), *lost),
         notes=tuple(notes),

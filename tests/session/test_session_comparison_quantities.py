@@ -11,8 +11,10 @@ from stored_runs import boots, edited, stored
 
 from pytest_sglang.judge import samples
 from pytest_sglang.record import run as records
-from pytest_sglang.session import baseline, comparison, store
+from pytest_sglang.report import comparison as shown
+from pytest_sglang.session import baseline, compared_answers, comparison, store
 from pytest_sglang.session.compared import Quantity
+from pytest_sglang.session.compared_answers import AnswersComparison
 from pytest_sglang.session.comparison import Comparison
 from pytest_sglang.session.errors import Refused
 
@@ -471,3 +473,48 @@ def test_the_short_form_is_what_the_rounds_say(tmp_path: Path) -> None:
     for name, values in short.items():
         assert list(values) == pytest.approx(list(whole[name].values), rel=1e-5)
     assert {"decode_tok_s", "joules_per_token", "ttft_ms", "itl_ms", "itl_p99_ms"} <= set(short)
+
+
+# --- answers -------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("outcome", "own", "verdict"),
+    [
+        ("equal", "pass", "pass"),
+        ("changed", "fail", "fail"),
+        ("too little to compare", "inconclusive", "inconclusive"),
+        ("not recorded", None, "pass"),
+    ],
+)
+def test_answers_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, outcome: Any, own: Any, verdict: str) -> None:
+    asked: list[bool] = []
+
+    def told(before: Any, after: Any, *, judged: bool) -> AnswersComparison:
+        asked.append(judged)
+        return AnswersComparison(outcome=outcome, verdict=own, text="as it is told", tokens=480, equal=470)
+
+    monkeypatch.setattr(compared_answers, "compared", told)
+    before, after = boots(tmp_path, "old", 5), boots(tmp_path, "new", 3, month=11, engine="0.5.12")
+    found = compared(before, after)
+    assert found.verdict == verdict
+    text = "\n".join(line for line, _ in shown.terminal(found))
+    assert "as it is told" in text
+    assert "as it is told" in shown.page([found])
+    assert shown.headline(found).startswith(verdict.upper())
+    for path in after:
+        edited(path, lambda run: run["environment"]["server"]["arguments"].update(quantization="fp8"))
+    compared(before, after)
+    assert asked == [True, False]
+    saved(tmp_path / "reports")
+    verdicts = {each.verdict for each in against(tmp_path / "reports", engine="0.5.12")}
+    assert verdicts == ({"pass"} if own in (None, "pass") else {"pass", own})
+
+
+def test_answers_alone_are_no_comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    equal = AnswersComparison(outcome="equal", verdict="pass", text="the same")
+    monkeypatch.setattr(compared_answers, "compared", lambda *runs, judged: equal)
+    paths = [edited(stored(tmp_path, name, warm_s=None), gone) for name in ("a", "b")]
+    found = compared(paths[:1], paths[1:])
+    assert found.quantities == ()
+    assert found.verdict == "inconclusive"
