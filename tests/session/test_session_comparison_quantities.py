@@ -518,3 +518,40 @@ def test_answers_alone_are_no_comparison(tmp_path: Path, monkeypatch: pytest.Mon
     found = compared(paths[:1], paths[1:])
     assert found.quantities == ()
     assert found.verdict == "inconclusive"
+
+
+# --- many streams --------------------------------------------------------------------------------------------------------------
+
+
+def many_streams(tpot: float = 1.0, aggregate: float = 1.0, ttft: float = 1.0) -> Edit:
+    def edit(told: dict[str, Any]) -> None:
+        told["throughputs"][0]["throughput"]["streams"] = 64
+        del told["throughputs"][0]["samples"]
+        for number, each in enumerate(rounds(told)):
+            scatter = [1 + 0.01 * ((number + 7 * place) % 11 - 5) for place in range(64)]
+            each["tpot_s"] = [0.05 * tpot * one for one in scatter]
+            each["ttft_s"] = [0.4 * ttft * one for one in scatter]
+            each["aggregate_tok_s"] = 1200.0 * aggregate * scatter[0]
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("how", "worse"),
+    [
+        ({"tpot": 1.12}, ["TPOT median at 250 W, 64 streams", "TPOT p99 at 250 W, 64 streams"]),
+        ({"aggregate": 0.9}, ["all streams at 250 W, 64 streams"]),
+        ({"ttft": 1.4}, ["TTFT median at 250 W, 64 streams", "TTFT p99 at 250 W, 64 streams"]),
+        ({}, []),
+    ],
+)
+def test_of_many_streams_their_rate_and_tpot_are_judged_too(tmp_path: Path, how: dict[str, float], worse: list[str]) -> None:
+    before = [edited(each, many_streams()) for each in boots(tmp_path, "old", 5)]
+    after = [edited(each, many_streams(**how)) for each in boots(tmp_path, "new", 4, month=11, engine="0.5.12")]
+    found = compared(before, after)
+    assert sorted(
+        each.name for each in found.quantities if each.judged and each.change and each.change.outcome == "worse"
+    ) == sorted(worse)
+    assert found.verdict == ("fail" if worse else "pass")
+    lines = [line for line, _ in shown.terminal(found)]
+    assert all(len(line) <= 80 for line in lines)
