@@ -167,15 +167,24 @@ def _table(found: Comparison, width: int) -> list[Line]:
     answers = [] if found.answers is None else [_answers_cells(found.answers)]
     widths = [max(len(row[column]) for row in (_HEAD, *map(_cells, every), *answers)) for column in range(5)]
     widths[0] = min(widths[0], max(16, width - sum(widths[1:]) - 8))
-    lines: list[Line] = [(_row(_HEAD, widths)[0], {"bold": True})]
+    told: list[Line] = []
     for each in every:
         if each.judged and each.change is not None:
-            lines += [(text, _MARKUP[each.change.outcome]) for text in _row(_cells(each), widths)]
-            told = each.change.why + (f" ({interval_text(each)})" if interval_text(each) else "")
-            lines += [(text, {}) for line in (told, each.note) if line for text in _wrap(line, width, "    ", "    ")]
+            told += [(text, _MARKUP[each.change.outcome]) for text in _row(_cells(each), widths)]
+            why = each.change.why + (f" ({interval_text(each)})" if interval_text(each) else "")
+            told += [(text, {}) for line in (why, each.note) if line for text in _wrap(line, width, "    ", "    ")]
+    of_answers: list[Line] = []
     if found.answers is not None:
-        lines += [(text, _answers_markup(found.answers)) for text in _row(_answers_cells(found.answers), widths)]
-        lines += [(text, {}) for text in _wrap(found.answers.text, width, "    ", "    ")]
+        of_answers = [(text, _answers_markup(found.answers)) for text in _row(_answers_cells(found.answers), widths)]
+        of_answers += [(text, {}) for text in _wrap(found.answers.text, width, "    ", "    ")]
+    failing = found.answers is not None and found.answers.verdict == "fail"
+    head: list[Line] = [(_row(_HEAD, widths)[0], {"bold": True})]
+    return [*head, *(of_answers if failing else ()), *told, *(() if failing else of_answers), *_shown_lines(every, widths, width)]
+
+
+def _shown_lines(every: Sequence[Quantity], widths: Sequence[int], width: int) -> list[Line]:
+    """What does not count, by the reason for that."""
+    lines: list[Line] = []
     shown: dict[str, list[Quantity]] = {}
     for each in every:
         if not each.judged:
@@ -215,12 +224,18 @@ def _context(number: int, found: Comparison) -> dict[str, Any]:
         "found": found,
         "headline": headline(found),
         "verdict": found.verdict,
-        "rows": [*(_page_row(each) for each in ordered(found) if each.judged), *_answers_row(found.answers)],
+        "rows": _rows(found),
         "shown": _shown(found),
         "changed": [(each.name, keys.shown(each.before), keys.shown(each.after)) for each in found.changed],
         "seen": [(each.name, keys.shown(each.before), keys.shown(each.after)) for each in found.seen],
         "panel": _panel(f"sg-compare-{number}", found),
     }
+
+
+def _rows(found: Comparison) -> list[dict[str, str]]:
+    """What is judged, failing first."""
+    rows, answers = [_page_row(each) for each in ordered(found) if each.judged], _answers_row(found.answers)
+    return [*answers, *rows] if found.answers is not None and found.answers.verdict == "fail" else [*rows, *answers]
 
 
 def _answers_row(answers: AnswersComparison | None) -> list[dict[str, str]]:
