@@ -11,6 +11,8 @@ from __future__ import annotations
 import math
 from typing import Literal
 
+import msgspec
+
 from pytest_sglang.judge import boots as sides
 from pytest_sglang.judge import stats
 from pytest_sglang.judge.boots import ASSUMED_BOOT_SD, Boots, Side, Spread, learn
@@ -112,16 +114,7 @@ def compare(
     score = difference / error if error > 0 else math.copysign(math.inf, difference) if difference else 0.0
     p_value, alarm = sides.below(score, degrees), 1 - confidence if alarm is None else alarm
     outcome, why = _outcome(change, low, high, max_loss, min_loss, alarmed=p_value <= alarm)
-    noise = sides.noise(old, new)
-    drifts = _drifts(before, after, max_loss)
-    if drifts is not None:
-        outcome, why = "undecided", drifts
-    rounds, boots = (None, None)
-    if outcome == "undecided" and drifts is None:
-        loss = -_log(-max_loss, higher_is_better)
-        rounds, boots = ask(noise, spread, -math.expm1(-loss), max(confidence, 1 - alarm), old, new)
-        why = f"{why}: {_asked(rounds, boots, spread, rounds_each)}"
-    return Change(
+    found = Change(
         outcome=outcome,
         change=change,
         low=low,
@@ -129,22 +122,27 @@ def compare(
         confidence=confidence,
         why=why,
         spread=spread,
-        noise_sd=noise,
-        more_rounds=rounds,
-        more_boots=boots,
+        noise_sd=sides.noise(old, new),
         p_value=p_value,
         alarm=alarm,
     )
+    drifts = _drifts(before, after, max_loss)
+    if drifts is not None:
+        return msgspec.structs.replace(found, outcome="undecided", why=drifts)
+    loss = max_loss if higher_is_better else -math.expm1(-math.log1p(max_loss))
+    return _planned(found, old, new, loss, rounds_each) if outcome == "undecided" else found
+
+
+def _planned(found: Change, old: Side, new: Side, loss: float, rounds_each: int) -> Change:
+    """An undecided one with the rounds and boots that it would take."""
+    rounds, boots = ask(found.noise_sd or 0.0, found.spread, loss, max(found.confidence, 1 - found.alarm), old, new)
+    why = f"{found.why}: {_asked(rounds, boots, found.spread, rounds_each)}"
+    return msgspec.structs.replace(found, why=why, more_rounds=rounds, more_boots=boots)
 
 
 def _share(difference: float, higher_is_better: bool) -> float:
     """A difference of logarithms, positive is better, as a share of the number before."""
     return math.expm1(difference) if higher_is_better else -math.expm1(-difference)
-
-
-def _log(share: float, higher_is_better: bool) -> float:
-    """The other way round."""
-    return math.log1p(share) if higher_is_better else -math.log1p(-share)
 
 
 def pct(share: float, digits: int = 1) -> str:
