@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from pytest_sglang.answers.prompts import TOKENS, Prompt
-from pytest_sglang.judge.answers import NEAR_NATS, margin
+from pytest_sglang.judge.answers import NEAR_NATS, margin, other_model
 from pytest_sglang.record.answers import Answer, Answers, Continued
 
 MOST_CONTINUED = 3
@@ -50,7 +50,7 @@ def ask(
     """Every prompt's answer, and why there are no more of them ("" = all are there). ``told`` hears the number of each prompt.
 
     With a reference, an answer that parts from it at a near tie is asked for again behind the reference's tokens, so that the rest can be
-    compared; where it parts at a clear margin there is nothing left to learn.
+    compared; where it parts at a clear margin, or scores the prompt like another model, there is nothing left to learn.
     """
     answers: list[Answer] = []
     for number, prompt in enumerate(prompts):
@@ -65,9 +65,12 @@ def ask(
 def _one(send: Send, prompt: Prompt, reference: Answer | None) -> Answer:
     read = _generate(send, {"text": prompt.text}, TOKENS)
     scored = _generate(send, {"text": prompt.text}, 1, scored=True)
-    continued: tuple[Continued, ...] = ()
-    if reference is not None and reference.prompt_ids == scored.prompt_ids and read.matched is None:
-        continued = tuple(_behind(send, reference, read.chosen))
+    alike = (
+        reference is not None
+        and reference.prompt_ids == scored.prompt_ids
+        and not other_model(reference.prompt_logprobs, scored.prompt_logprobs)
+    )
+    continued = _behind(send, reference, read.chosen) if reference is not None and alike and read.matched is None else []
     return Answer(
         prompt=prompt.name,
         prompt_ids=scored.prompt_ids,
@@ -78,7 +81,7 @@ def _one(send: Send, prompt: Prompt, reference: Answer | None) -> Answer:
         logprobs=read.chosen.logprobs,
         runner_up=read.chosen.runner_up,
         matched=read.matched,
-        continued=continued,
+        continued=tuple(continued),
     )
 
 
