@@ -1,8 +1,9 @@
 """Asks SGLang's native ``/generate`` for a greedy answer with log-probabilities, and reads what comes back.
 
 The form is the same in 0.5.11 and 0.5.23 (both recorded): ``meta_info`` holds lists of ``[log-probability, token id, text]``. With
-``logprob_start_len`` 0 the prompt's own tokens are scored too, and nothing of the prompt is taken from the prefix cache, so that every
-asking computes the same.
+``logprob_start_len`` 0 the prompt's own tokens are scored, and nothing of the prompt is taken from the prefix cache. That is a request of
+its own: SGLang runs no prefill graph where tokens of the prompt are scored (``can_run`` of its prefill runners), and the answer itself
+must come the way that users' answers come.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from pytest_sglang.answers.prompts import TOKENS, Prompt
-from pytest_sglang.judge.answers import NEAR_NATS, margin
+from pytest_sglang.judge.answers import NEAR_NATS, margin, other_model
 from pytest_sglang.record.answers import Answer, Answers, Continued
 
 MOST_CONTINUED = 3
@@ -49,7 +50,7 @@ def ask(
     """Every prompt's answer, and why there are no more of them ("" = all are there). ``told`` hears the number of each prompt.
 
     With a reference, an answer that parts from it at a near tie is asked for again behind the reference's tokens, so that the rest can be
-    compared; where it parts at a clear margin there is nothing left to learn.
+    compared; where it parts at a clear margin, or scores the prompt like another model, there is nothing left to learn.
     """
     answers: list[Answer] = []
     for number, prompt in enumerate(prompts):
@@ -63,20 +64,24 @@ def ask(
 
 def _one(send: Send, prompt: Prompt, reference: Answer | None) -> Answer:
     read = _generate(send, {"text": prompt.text}, TOKENS)
-    continued: tuple[Continued, ...] = ()
-    if reference is not None and reference.prompt_ids == read.prompt_ids and read.matched is None:
-        continued = tuple(_behind(send, reference, read.chosen))
+    scored = _generate(send, {"text": prompt.text}, 1, scored=True)
+    alike = (
+        reference is not None
+        and reference.prompt_ids == scored.prompt_ids
+        and not other_model(reference.prompt_logprobs, scored.prompt_logprobs)
+    )
+    continued = _behind(send, reference, read.chosen) if reference is not None and alike and read.matched is None else []
     return Answer(
         prompt=prompt.name,
-        prompt_ids=read.prompt_ids,
-        prompt_logprobs=read.prompt_logprobs,
+        prompt_ids=scored.prompt_ids,
+        prompt_logprobs=scored.prompt_logprobs,
         text=read.text,
         token_ids=read.chosen.ids,
         words=read.chosen.words,
         logprobs=read.chosen.logprobs,
         runner_up=read.chosen.runner_up,
         matched=read.matched,
-        continued=continued,
+        continued=tuple(continued),
     )
 
 
@@ -106,7 +111,8 @@ def _behind(send: Send, reference: Answer, chosen: _Chosen) -> list[Continued]:
     return found
 
 
-def _generate(send: Send, prompt: dict[str, Any], tokens: int) -> _Read:
+def _generate(send: Send, prompt: dict[str, Any], tokens: int, *, scored: bool = False) -> _Read:
+    """``scored``: the prompt's own tokens too."""
     # all penalties are named: a model's own defaults for sampling would make another token the chosen one
     sampling = {
         "temperature": 0,
@@ -121,7 +127,7 @@ def _generate(send: Send, prompt: dict[str, Any], tokens: int) -> _Read:
             **prompt,
             "sampling_params": sampling,
             "return_logprob": True,
-            "logprob_start_len": 0,
+            **({"logprob_start_len": 0} if scored else {}),
             "top_logprobs_num": 2,
             "return_text_in_logprobs": True,
             "stream": False,
@@ -129,25 +135,25 @@ def _generate(send: Send, prompt: dict[str, Any], tokens: int) -> _Read:
     )
     if status != 200:
         raise NoAnswer(f"HTTP {status}: {text[:_SHOWN]}")
-    return read(text, tokens)
+    return read(text, tokens, scored=scored)
 
 
-def read(text: str, tokens: int) -> _Read:
-    """The answer in a body of ``/generate`` that asked for so many tokens. Raises NoAnswer."""
+def read(text: str, tokens: int, *, scored: bool = False) -> _Read:
+    """The answer in a body of ``/generate`` that asked for so many tokens; ``scored``: the prompt's too. Raises NoAnswer."""
     try:
         body = json.loads(text)
         meta = body["meta_info"]
-        scored = meta.get("output_token_logprobs")
+        made = meta.get("output_token_logprobs")
         top = meta.get("output_top_logprobs")
-        before = meta.get("input_token_logprobs")
+        before = meta.get("input_token_logprobs") or []
         finish = meta.get("finish_reason") or {}
-        if not scored or not top or not before:
+        if not made or not top or (scored and not before):
             raise NoAnswer("the answer holds no log-probabilities")
         chosen = _Chosen(
-            ids=tuple(int(each[1]) for each in scored),
-            words=tuple(_word(each) for each in scored),
-            logprobs=tuple(_number(each[0]) for each in scored),
-            runner_up=tuple(_runner_up(each[1], best) for each, best in zip(scored, top, strict=False)),
+            ids=tuple(int(each[1]) for each in made),
+            words=tuple(_word(each) for each in made),
+            logprobs=tuple(_number(each[0]) for each in made),
+            runner_up=tuple(_runner_up(each[1], best) for each, best in zip(made, top, strict=False)),
         )
         found = _Read(
             text=str(body["text"]),

@@ -21,7 +21,8 @@ def judged(series: Sequence[Answers], promise: AnswersPromise) -> list[Judgement
     """Every judgement on a run's answers, in the order in which they were asked; the first ones are the reference."""
     if not series:
         return [inconclusive("nothing was asked", "nothing was asked")]
-    return [sound(series, promise), same(series), *(expected(series, each.prompt, each.contains) for each in promise.expect)]
+    # of equals the first one speaks
+    return [same(series), sound(series, promise), *(expected(series, each.prompt, each.contains) for each in promise.expect)]
 
 
 def sound(series: Sequence[Answers], promise: AnswersPromise) -> Judgement:

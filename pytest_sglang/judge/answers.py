@@ -202,6 +202,12 @@ def _word(words: Sequence[str | None], ids: Sequence[int], at: int) -> str:
     return f"token {ids[at]}" if word is None else word
 
 
+def other_model(before: Sequence[float | None], now: Sequence[float | None]) -> bool:
+    """Log-probabilities of one text are so different that going on would tell nothing more."""
+    found = _differences(before, now)
+    return bool(found) and sum(found) / len(found) > MEAN_NATS
+
+
 def _differences(before: Sequence[float | None], now: Sequence[float | None]) -> list[float]:
     return [abs(one - other) for one, other in zip(before, now, strict=False) if one is not None and other is not None]
 

@@ -138,8 +138,8 @@ def _what(rig: Rig, options: RunOptions, check: PlannedCheck, totals: _Totals, c
         prompts = len(FIXED) + len(rig.answers.expect if rig.answers is not None else ())
         # before and after each start that is made; twice where there is none
         times = max(2, 1 + min(totals.restarts, 2))
-        totals.requests += prompts * times
-        totals.tokens += prompts * times * TOKENS
+        totals.requests += 2 * prompts * times
+        totals.tokens += prompts * times * (TOKENS + 1)
         totals.seconds += prompts * times * TOKENS / ASSUMED_TOK_S
         return f"{prompts} prompts of {TOKENS} tokens, asked {times} times", False
     if spec.id == "ready":

@@ -38,7 +38,8 @@ class Plane:
         asked = wire.parse("generate", json.dumps(body).encode(), "model")
         request = asked.request
         answer = Answer(request.prompt, self.ills, self._noise)
-        request.prompt_scores = answer.of_prompt()
+        if request.scores_from == 0:
+            request.prompt_scores = answer.of_prompt()
         request.scores = [answer.next() for _ in range(request.max_tokens)]
         request.output = [each.token for each in request.scores]
         request.finish = {"type": "length", "length": request.max_tokens}
@@ -98,7 +99,7 @@ def test_a_run_with_restarts_asks_before_the_first_stop_and_after_each_start_but
     made.started("caches put back")
     assert told(made)[0] == "pass"
     assert kept(made) == ["as found", "warm restart", "cold start"]
-    assert plane.asked == 3 * len(FIXED)
+    assert plane.asked == 3 * 2 * len(FIXED)
 
 
 def test_a_run_without_the_check_asks_nothing() -> None:
@@ -144,7 +145,7 @@ def test_what_the_rig_file_expects_is_asked_too() -> None:
     plane = Plane()
     made = answering(plane, promise)
     assert told(made)[0] == "fail"
-    assert plane.asked == 2 * (len(FIXED) + 1)
+    assert plane.asked == 2 * 2 * (len(FIXED) + 1)
 
 
 # --- two runs -----------------------------------------------------------------------------------------------------------------------
