@@ -92,7 +92,8 @@ def case(seed: int, between: float, pairs: int, loss: float) -> dict[str, Any]:
     rng = numpy.random.default_rng(seed)
     verdicts: dict[str, Counter[str]] = {"equal": Counter(), "lost": Counter()}
     found_loss, judged = 0, 0
-    rounds, count = asked(Spread(sd=between, degrees=float(HISTORY - 1)))
+    explained = NOISE**2 / HISTORY_ROUNDS
+    rounds, count = asked(Spread(sd=between, degrees=float(HISTORY - 1), mean_square=between**2 + explained, explained=explained))
     for _ in range(pairs):
         history = [stored(run(rng, f"h{day}", "0.5.11", HISTORY_ROUNDS, between, day=day)) for day in range(HISTORY)]
         before = [run(rng, f"b{day}", "0.5.11", rounds, between, day=40 + day) for day in range(count)]

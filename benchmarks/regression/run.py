@@ -92,7 +92,7 @@ def case(between: float, history: int, alarm: float, pairs: int) -> dict[str, An
     asked: Counter[tuple[int, int]] = Counter()
     hopeless = 0
     for _ in range(pairs):
-        earlier = [boots(rng, history, 10, 40.0, between)]
+        earlier = [boots(rng, history, 15, 40.0, between)]
         rounds, count = regression.ask(NOISE, regression.learn(earlier), confidence=1 - alarm)
         if rounds is None or count is None:
             hopeless += 1
@@ -120,8 +120,9 @@ def case(between: float, history: int, alarm: float, pairs: int) -> dict[str, An
 def needed(name: str, pairs: int) -> int | None:
     """The fewest rounds on either side with which a rule finds 95 % of the losses at 1 % of false alarms, boots alike; None: more than 60."""
     rng = random.Random(SEED)
-    history, unknown = [boots(rng, 30, 10, 40.0, 0.0)], regression.learn([])
+    unknown = regression.learn([])
     for rounds in NEEDED:
+        history = [boots(rng, 30, rounds, 40.0, 0.0)]
         called: Counter[float] = Counter()
         for _ in range(pairs):
             for loss in (0.0, LOSS):

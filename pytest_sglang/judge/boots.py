@@ -27,6 +27,10 @@ class Spread(Value, frozen=True, kw_only=True):
     degrees: float | None
     noise_sd: float = 0.0
     noise_degrees: int = 0
+    mean_square: float = 0.0
+    """Variance between the means of boots; 0: not known."""
+    explained: float = 0.0
+    """What of ``mean_square`` the scatter of the rounds explains; the rest is ``sd`` squared."""
 
 
 class Side(Value, frozen=True, kw_only=True):
@@ -66,7 +70,7 @@ def learn(groups: Sequence[Boots], *, assumed_sd: float = ASSUMED_BOOT_SD) -> Sp
 
     Raises ValueError for a value that is not positive.
     """
-    between, degrees, explained, counted = 0.0, 0, 0.0, 0
+    between, degrees, explained = 0.0, 0, 0.0
     noise, noise_degrees = 0.0, 0
     for boots in groups:
         found = [logs(each) for each in boots if each]
@@ -79,13 +83,18 @@ def learn(groups: Sequence[Boots], *, assumed_sd: float = ASSUMED_BOOT_SD) -> Sp
         between += math.fsum((each - middle) ** 2 for each in means)
         degrees += len(means) - 1
         if freedom:
-            explained += math.fsum(variance / len(each) for each in found)
-            counted += len(found)
+            explained += (len(means) - 1) * math.fsum(variance / len(each) for each in found) / len(found)
     noise_sd = math.sqrt(noise / noise_degrees) if noise_degrees else 0.0
     if not degrees:
         return Spread(sd=assumed_sd, degrees=None, noise_sd=noise_sd, noise_degrees=noise_degrees)
-    variance = between / degrees - (explained / counted if counted else 0.0)
-    return Spread(sd=math.sqrt(max(0.0, variance)), degrees=float(degrees), noise_sd=noise_sd, noise_degrees=noise_degrees)
+    return Spread(
+        sd=math.sqrt(max(0.0, (between - explained) / degrees)),
+        degrees=float(degrees),
+        noise_sd=noise_sd,
+        noise_degrees=noise_degrees,
+        mean_square=between / degrees,
+        explained=explained / degrees,
+    )
 
 
 def side(boots: Boots, error_sd: float = 0.0) -> Side | None:
@@ -122,13 +131,27 @@ def variance(old: Side, new: Side, spread: Spread) -> tuple[float, float]:
 
     Where boots tell their spread, their number decides the degrees on its own: for boots of equally many rounds that is the exact t
     test on boot means, or a stricter one. Weighing the parts (Satterthwaite) would call 2.5 % instead of 1 % of the losses that are none.
+    Where these boots have more rounds than those that told it, ``_surer``.
     """
     parts = [(each.within * each.share, float(each.within_degrees)) for each in (old, new)]
     total = math.fsum(part for part, _ in parts) + old.error + new.error + spread.sd**2 * (1 / old.boots + 1 / new.boots)
     if spread.degrees is not None:
-        return total, spread.degrees
+        seen = spread.mean_square * (1 / old.boots + 1 / new.boots)
+        return _surer(total, seen, spread.degrees) if 0 < total < seen else (total, spread.degrees)
     weight = math.fsum(part**2 / degrees for part, degrees in parts if part and degrees)
     return total, (total**2 / weight if weight else math.inf)
+
+
+def _surer(total: float, seen: float, degrees: float) -> tuple[float, float]:
+    """What is known where less than the scatter of boots that was ``seen`` is claimed, because these boots have more rounds.
+
+    The spread is then what is left of a larger number after the rounds' share was taken off, and few boots say little of it: the degrees
+    shrink with the square (Satterthwaite for that difference). Never worse than to take the scatter as it was seen.
+    """
+    fewer = degrees * (total / seen) ** 2
+    if t_value(0.99, fewer) * math.sqrt(total) < t_value(0.99, degrees) * math.sqrt(seen):
+        return total, fewer
+    return seen, degrees
 
 
 def uncertainty(old: Side, new: Side, spread: Spread) -> tuple[float, float] | None:

@@ -204,18 +204,21 @@ def ask(
     for boots in range(2, MAX_BOOTS + 1):
         # more boots also teach how far boots differ
         degrees = (spread.degrees or 0.0) + 2.0 * (boots - 1)
-        if _finds(noise, Spread(sd=cautious.sd, degrees=degrees), rounds, boots, max_loss, confidence):
+        square = cautious.sd**2 + noise**2 / rounds
+        if _finds(noise, Spread(sd=cautious.sd, degrees=degrees, mean_square=square), rounds, boots, max_loss, confidence):
             return rounds, boots
     return None, None
 
 
 def _cautious(spread: Spread) -> Spread:
     """The spread with which to plan: few boots may have shown too little of it, so its upper 75 % bound (chi-squared)."""
-    if spread.degrees is None or not spread.sd:
+    if spread.degrees is None:
         return spread
     from scipy.special import chdtri
 
-    return Spread(sd=spread.sd * math.sqrt(spread.degrees / float(chdtri(spread.degrees, 0.75))), degrees=spread.degrees)
+    square = spread.mean_square or spread.sd**2
+    sd = math.sqrt(max(0.0, square * spread.degrees / float(chdtri(spread.degrees, 0.75)) - spread.explained))
+    return msgspec.structs.replace(spread, sd=sd)
 
 
 def _finds(noise: float, spread: Spread, rounds: int, boots: int, loss: float, confidence: float) -> bool:
