@@ -95,3 +95,15 @@ def test_a_single_round_has_the_noise_of_earlier_boots() -> None:
     found = regression.compare([[40.0]], [[40.0] * 2], spread=spread)
     assert found.low is not None
     assert found.low < -0.05
+
+
+def test_more_rounds_than_history_had_do_not_tell_how_far_boots_differ() -> None:
+    rng = random.Random(2)
+    few = learn([[[40.0 * (1 + rng.gauss(0, 0.04)) for _ in range(5)] for _ in range(10)]])
+    long = [[40.0 * (1 + rng.gauss(0, 0.04)) for _ in range(31)] for _ in range(2)]
+    found = regression.compare(long[:1], long[1:], spread=few)
+    assert found.low is not None
+    assert found.high is not None
+    # were the boots known to be alike, 31 rounds of 4 % would give less than ± 3 %
+    assert found.high - found.low > 0.1
+    assert regression.ask(0.04, few)[1] != 1
