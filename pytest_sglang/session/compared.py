@@ -154,7 +154,9 @@ class Past(Value, frozen=True, kw_only=True):
             and each.run_id not in compared
             and (each.rig_name, each.simulated) == (rig, before[0].simulated)
         ]
-        runs = [(key_text(each), each) for each in fit[-NEWEST:]]
+        # a folder that was copied or linked is one boot all the same
+        once = {each.run_id: each for each in fit}
+        runs = [(key_text(each), each) for each in [*once.values()][-NEWEST:]]
         return cls(runs=tuple(runs), before_key=key_text(before[0]), after_key=key_text(after[0]))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -147,6 +148,7 @@ def test_a_boot_that_is_compared_does_not_teach_twice(tmp_path: Path) -> None:
     assert change is not None
     assert change.spread.degrees == 9.0
     boots(tmp_path, "cellar", 4, month=8, rig="cellar")
+    shutil.copytree(tmp_path / "earlier-00", tmp_path / "a-copy")
     assert quantities(compared(before, after))["decode at 250 W"].change.spread.degrees == 9.0  # type: ignore[union-attr]
 
 
