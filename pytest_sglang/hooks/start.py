@@ -25,7 +25,7 @@ def show_plan(active: Active) -> None:
 def open_run(active: Active, session: pytest.Session) -> None:
     """Open the rig and the record. Raises UsageError (exit code 4) before anything is changed."""
     from pytest_sglang.hooks.show import TerminalProgress
-    from pytest_sglang.session import opening
+    from pytest_sglang.session import answering, opening
     from pytest_sglang.session.errors import SessionError
 
     if not active.items:
@@ -38,6 +38,8 @@ def open_run(active: Active, session: pytest.Session) -> None:
     active.config.stash[DEPLOYMENT] = active.deployment
     active.recorder.not_promised(active.not_promised)
     active.recorder.not_checked(active.unchecked)
+    if any(each.spec.id == answering.CHECK and active.options.level >= each.spec.min_level for each in active.items.values()):
+        active.deployment.server.answering.wanted = True
     _timeouts(active)
     _signals(active)
     from pytest_sglang.hooks import page

@@ -155,6 +155,8 @@ class Round(Value, frozen=True, kw_only=True):
     aggregate_tok_s: float | None
     ttft_s: tuple[float, ...] = ()
     itl_s: tuple[float, ...] = ()
+    tpot_s: tuple[float, ...] = ()
+    """One value a request: (t_last - t_first) / (n - k)."""
     output_tokens: int = 0
     joules: float | None = None
     joules_error: float | None = None

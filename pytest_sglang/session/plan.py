@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pytest_sglang.answers.prompts import FIXED, TOKENS
 from pytest_sglang.record import units
 from pytest_sglang.rig.model import Rig
 from pytest_sglang.session import heat
+from pytest_sglang.session.answering import CHECK
 from pytest_sglang.session.checks import CheckSpec
 from pytest_sglang.session.options import RunOptions
 
@@ -132,6 +134,14 @@ def _what(rig: Rig, options: RunOptions, check: PlannedCheck, totals: _Totals, c
         )
         changes.append("compile caches renamed and put back, which costs a second stop and start")
         return "caches set aside, one cold start, caches put back, one warm start", False
+    if spec.id == CHECK:
+        prompts = len(FIXED) + len(rig.answers.expect if rig.answers is not None else ())
+        # before and after each start that is made; twice where there is none
+        times = max(2, 1 + min(totals.restarts, 2))
+        totals.requests += 2 * prompts * times
+        totals.tokens += prompts * times * (TOKENS + 1)
+        totals.seconds += prompts * times * TOKENS / ASSUMED_TOK_S
+        return f"{prompts} prompts of {TOKENS} tokens, asked {times} times", False
     if spec.id == "ready":
         totals.requests += 1
         totals.tokens += 16

@@ -9,7 +9,9 @@ from typing import Any
 
 import msgspec
 
+from pytest_sglang.judge import samples
 from pytest_sglang.record import run as records
+from pytest_sglang.record.answers import Answers
 from pytest_sglang.record.clock import Clock
 from pytest_sglang.record.run import Check, NotChecked, Run
 from pytest_sglang.record.values import Finding, Startup, Throughput
@@ -103,7 +105,8 @@ class Recorder:
 
     def throughput(self, label: str, power_w: float | None, promise: dict[str, Any], throughput: Throughput) -> None:
         """A measurement, for the chart and for later comparison."""
-        item = {"label": label, "power_w": power_w, **promise, "throughput": records.plain(throughput)}
+        told = records.plain(throughput)
+        item = {"label": label, "power_w": power_w, **promise, "throughput": told, "samples": samples.short(told)}
         self._set(throughputs=(*self.run.throughputs, item))
 
     def power_series(self, series: dict[str, Any]) -> None:
@@ -121,6 +124,10 @@ class Recorder:
     def power_curve(self, curve: dict[str, Any]) -> None:
         """Speed and energy over power levels, as far as they are measured."""
         self._set(power_curve=curve)
+
+    def answers(self, answers: Answers) -> None:
+        """What the fixed prompts were answered after one start."""
+        self._set(answers=(*self.run.answers, records.plain(answers)))
 
     def findings(self, findings: tuple[Finding, ...]) -> None:
         """Something noticed outside any check."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pytest_sglang.judge.verdict import Judgement
+from pytest_sglang.record.answers import Answers
 from pytest_sglang.record.values import Finding, Startup, Throughput
 from pytest_sglang.rig.model import ServerPromise
 from pytest_sglang.server.control import ControlError
-from pytest_sglang.session import first, judging, starting, stopping
+from pytest_sglang.session import answering, first, judging, starting, stopping
+from pytest_sglang.session.answering import Answering
 from pytest_sglang.session.errors import Inconclusive, NotChecked, ServerDied
 from pytest_sglang.session.state import started_ticks
 from pytest_sglang.session.watched import Watched
@@ -67,6 +69,7 @@ class SglangServer:
         """This run's newest start of it has not become ready: it is under way, was interrupted, or failed."""
         self.asked_at: float | None = None
         """Rig time at which this run asked for the newest start; what answers must have been started after that."""
+        self.answering = Answering(deployment)
         self._before_stop: _Process | None = None
         """The server just before this run stopped it."""
 
@@ -138,6 +141,7 @@ class SglangServer:
         """Stop the server through its controller; what stands still afterwards is started again at the end of the run."""
         self._may_restart()
         deployment = self._deployment
+        self.answering.before_stop()
         deployment.kernels.remember()  # it takes a while, in which somebody's request may come: not behind the look for those
         if not deployment.controller.run_owned:
             stopping.until_quiet(deployment)
@@ -252,6 +256,7 @@ class SglangServer:
         self.history.append(startup)
         self._last_start = startup
         deployment.server_is_back()
+        self.answering.started(label)
         return startup
 
     def _check_id(self, otherwise: str) -> str:
@@ -324,6 +329,24 @@ class SglangServer:
             deployment.scope.left_out |= {parts[each.kind]: each.detail for each in found if each.kind in parts}
         return judging.findings(tuple(dict.fromkeys(found)))
 
+    def answers(self) -> Answers:
+        """Ask the fixed prompts, and those of the rig file, now: greedy tokens with their log-probabilities. Raises Inconclusive."""
+        self.identity()
+        before = self._deployment.controller.state().pid
+        found = self.answering.ask()
+        self._same_process(before)
+        if found.why:
+            raise Inconclusive(f"no answers: {found.why}")
+        return found
+
+    def judge_answers(self) -> list[Judgement]:
+        """Answers are sound, the same in every start of this run but for near ties, and hold what the rig file expects."""
+        self.identity()
+        before = self._deployment.controller.state().pid
+        judged = self.answering.judge()
+        self._same_process(before)
+        return judged
+
     def last_throughput(self, power_w: float | None) -> Throughput | None:
         """The newest measurement at this power level in this run, so that a second check need not repeat it."""
         workload = self._deployment.rig.workload
@@ -392,7 +415,7 @@ class SglangServer:
     def come_back(self) -> None:
         """Start the server again after its caches have been put back, and wait for it; a failure is told, not raised."""
         try:
-            self._start("caches put back", compare=False)
+            self._start(answering.PUT_BACK, compare=False)
         except Exception as error:
             told = Finding("did-not-come-back", "warn", self._deployment.controller.subject, str(error), "look into its log")
             self._deployment.recorder.findings((told,))

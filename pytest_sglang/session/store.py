@@ -41,6 +41,8 @@ class StoredMeasurement(Value, frozen=True, kw_only=True):
     power_w: float | None = None
     quantity: str = "decode"
     throughput: StoredThroughput = StoredThroughput()
+    samples: dict[str, tuple[float, ...]] = {}
+    """Values of each quantity by name (``judge.samples.short``); {} in a run that is older than that."""
 
 
 class StoredStart(Value, frozen=True, kw_only=True):
@@ -60,6 +62,7 @@ class Stored(Value, frozen=True, kw_only=True):
     finished: str | None = None
     verdict: str = "inconclusive"
     exit_code: int | None = None
+    interrupted: bool = False
     power_levels_w: tuple[float, ...] = ()
     rig: dict[str, Any] = {}
     environment: dict[str, Any] = {}

@@ -20,12 +20,13 @@ def last_line(text: str) -> str:
 def test_level_1_puts_no_load_and_says_what_it_left_out(tmp_path: Path) -> None:
     done, run = run_suite(tmp_path, "--power=250", QUICK, "-k", "not restart and not cold")
     assert done.returncode == 0, done.stdout[-3000:]
-    assert last_line(done.stdout).startswith(f"PASS {len(CHECKS) - 6} of {len(CHECKS)}, 6 not checked")
+    assert last_line(done.stdout).startswith(f"PASS {len(CHECKS) - 7} of {len(CHECKS)}, 7 not checked")
     assert not list(tmp_path.glob("reports/*/rounds.jsonl"))
     left_out = {each["id"]: each["reason"] for each in run["not_checked"]}
     assert "level 1" in left_out["decode-throughput at 250 W"]
     assert "level 1" in left_out["links-under-load"]
     assert "level 1" in left_out["throttling at 250 W"]
+    assert "level 1" in left_out["answers"]
     assert left_out["warm-restart"] == "deselected"
     assert done.stdout.index("not checked") < done.stdout.index("gpu-identity ", done.stdout.index("not checked"))
 
