@@ -88,7 +88,7 @@ def _benchmark(item: pytest.Item, plan: Planned, scope: CheckScope) -> None:
             getattr(item.config, "_benchmarksession", None),
             name=f"{plan.spec.id} [{level}{streams}]{again}",
             fullname=f"{item.nodeid}{again}",
-            group="sglang",
+            group=benchmark.GROUP,
             rounds=throughput.rounds,
             extra_info=benchmark.extra_info(throughput),
         )

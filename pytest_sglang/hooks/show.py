@@ -36,6 +36,8 @@ class TerminalProgress(MovingLine):
     def write(self, begin: str, line: str = "", end: str = "") -> None:
         with self._uncaptured():
             super().write(begin, line, end)
+        if end:
+            self._writer._current_line = ""  # pytest pads its percentage from where it believes to stand
 
     def _uncaptured(self) -> AbstractContextManager[None]:
         """While a test runs, the terminal's own descriptor is behind pytest's capture: what it is can be asked only here."""
@@ -46,22 +48,30 @@ class TerminalProgress(MovingLine):
         return found
 
 
+def narrow(active: Active) -> None:
+    """pytest-benchmark's table in 80 columns, where it is about our rounds alone and nobody asked for other columns."""
+    from pytest_sglang.report import benchmark
+
+    benchmark.narrow(getattr(active.config, "_benchmarksession", None))
+
+
 def promises(active: Active, terminalreporter: Any) -> None:
-    """The table of promises: what was not checked first, then failing first."""
+    """The table of promises: what was not checked first, then failing first. ``--no-summary`` leaves it out, the report's name stays."""
     from pytest_sglang.report import terminal
 
     if active.recorder is None:
         return
-    run = active.recorder.run
-    for line, markup in terminal.promise_table(run, terminalreporter._tw.fullwidth, terminalreporter._tw.hasmarkup):
-        terminalreporter._tw.line(line, **markup)
+    run, writer = active.recorder.run, terminalreporter._tw
+    if not active.config.option.no_summary:
+        for line, markup in terminal.promise_table(run, writer.fullwidth, writer.hasmarkup, active.config.get_verbosity()):
+            writer.line(line, **markup)
     report = active.recorder.folder / "report.html"
     if report.exists():
         try:
             shown = report.relative_to(active.config.invocation_params.dir)
         except ValueError:
             shown = report
-        terminalreporter._tw.line(f"report: {shown}")
+        writer.line(f"report: {shown}")
 
 
 def last_lines(active: Active, config: pytest.Config) -> None:

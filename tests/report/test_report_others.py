@@ -124,3 +124,39 @@ def test_annotations_are_escaped_and_few() -> None:
     lines = github.workflow_commands(samples.mixed_run())
     assert sum(line.startswith("::error title=") for line in lines) == 2
     assert all("\n" not in line and ": FAIL" not in line.split("::")[1] for line in lines)
+
+
+def test_a_cause_full_of_marks_stays_text_in_the_summary_and_one_line_in_the_annotation() -> None:
+    from markdown_it import MarkdownIt
+
+    cause = "a | b `c` <script>x</script> **bold** [l](http://h) back\\|slash 5 % of\r\n# heading"
+    run = samples.run((samples.check("odd|id", "fail", cause=cause), *samples.good_checks()))
+    page = MarkdownIt("commonmark").enable("table").render(github.summary(run))
+    row = page.split("<tbody>")[1].split("</tr>")[0]
+    assert row.count("<td") == 6
+    assert "<td>odd|id</td>" in row
+    assert "<td>a | b `c` &lt;script&gt;x&lt;/script&gt; **bold** [l](http://h) back\\|slash 5 % of # heading</td>" in row
+    (line,) = github.workflow_commands(run)
+    assert line.startswith("::error title=odd|id%3A FAIL (SIMULATED)::")
+    assert "\n" not in line
+    assert "\r" not in line
+    assert "5 %25 of" in line
+
+
+def test_every_run_that_did_not_pass_has_an_annotation() -> None:
+    from pytest_sglang.record.values import Finding
+
+    loose = samples.run(findings=(Finding("gpu-lost", "fail", "GPU 3", "does not answer", "reboot"),), verdict="fail")
+    assert github.workflow_commands(loose) == ["::error title=GPU 3%3A FAIL (SIMULATED)::does not answer reboot"]
+    (line,) = github.workflow_commands(samples.run(finished=None))
+    assert "not finished" in line
+    assert github.workflow_commands(samples.run()) == []
+
+
+def test_a_summary_that_is_cut_inside_a_fold_closes_it() -> None:
+    from pytest_sglang.record.values import Finding
+
+    many = tuple(Finding("k", "warn", f"GPU {number}", "long " * 100) for number in range(4000))
+    text = github.summary(samples.run(findings=many))
+    assert text.count("<details>") == text.count("</details>")
+    assert len(text.encode()) <= github.SUMMARY_BYTES
