@@ -35,13 +35,20 @@ def run(arguments: argparse.Namespace) -> int:
         return _keep(arguments)
     runs, skipped = store.runs(arguments.folder)
     chosen = [each for each in runs if arguments.rig in (None, each.rig_name)]
+    if arguments.rig is not None and not chosen:
+        known = sorted({each.rig_name for each in runs})
+        raise Refused(
+            f"--rig {arguments.rig}: no run of this rig in {arguments.folder} (there: {', '.join(known) or 'no run at all'})"
+        )
     trends = history.trends(chosen)
     if arguments.json:
         print(json.dumps({"runs": len(chosen), "trends": records.plain(trends), "skipped": records.plain(skipped)}, indent=1))
     else:
         shared.write_lines(shown.terminal(trends, skipped, shared.columns()))
     if arguments.index:
-        print(f"written: {shown.write_index(arguments.folder, (runs, skipped))}")
+        path = shown.write_index(arguments.folder)
+        if not arguments.json:
+            print(f"written: {path}")
     return shared.EXIT_OK
 
 
@@ -53,6 +60,8 @@ def _keep(arguments: argparse.Namespace) -> int:
         gone = store.prune(arguments.folder, arguments.keep, rig=arguments.rig, dry_run=arguments.dry_run)
     except ValueError as error:
         raise Refused(str(error)) from None
+    except OSError as error:
+        raise Refused(f"{error.filename}: not removed: {error.strerror} (nothing of the others is harmed; run it again)") from None
     if arguments.json:
         print(json.dumps([str(path) for path in gone]))
         return shared.EXIT_OK
