@@ -42,8 +42,9 @@ def close(active: Active, session: pytest.Session) -> None:
         session.exitstatus = _exit_code(session, verdict, interrupted)
         active.recorder.finish(int(session.exitstatus), interrupted=interrupted)
         active.recorder.write()
-    from pytest_sglang.hooks import page, store
+    from pytest_sglang.hooks import outcome, page, store
 
+    outcome.describe_suite(active)
     page.standalone(active)
     store.keep(active)
 

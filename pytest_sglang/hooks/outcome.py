@@ -118,3 +118,15 @@ def as_junit_error(message: str, report: Any) -> None:
         reporter.append(element)
 
     reporter.append_failure = append_error
+
+
+def describe_suite(active: Active) -> None:
+    """JUnit: the run as properties of its suite, once its verdict stands."""
+    from _pytest.junitxml import xml_key
+
+    from pytest_sglang.report import junit
+
+    xml = active.config.stash.get(xml_key, None)
+    if xml is not None and active.recorder is not None:
+        for name, value in junit.suite_properties(active.recorder.run):
+            xml.add_global_property(name, value)

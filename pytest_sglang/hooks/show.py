@@ -31,7 +31,7 @@ class TerminalProgress(MovingLine):
         return "\r\x1b[2K\x1b[1A" + (f"\x1b[{column}C" if column else "")
 
     def paragraph(self) -> str:
-        return "\n  "
+        return "\n  " if self._writer.width_of_current_line else "  "
 
     def write(self, begin: str, line: str = "", end: str = "") -> None:
         with self._uncaptured():
