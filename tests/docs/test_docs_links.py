@@ -14,7 +14,10 @@ from pytest_sglang import cli, markers, options
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "reports" / "README.md", *(ROOT / "docs").rglob("*.md")])
 REFERENCE = ROOT / "docs" / "reference.md"
-THEIRS = {"--enable-metrics", "--random-seed", "--enable-torch-compile", "--junit-xml"}
+THEIRS = {
+    *("--enable-metrics", "--random-seed", "--include-deps", "--junit-xml", "--html", "--color", "--no-summary"),
+    *("--benchmark-disable", "--benchmark-json", "--benchmark-save"),
+}
 """Options of SGLang, pytest and others that our pages name."""
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
 
