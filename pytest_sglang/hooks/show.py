@@ -11,14 +11,27 @@ from pytest_sglang.hooks.active import Active
 from pytest_sglang.session.live import MovingLine
 
 
+def _reports(config: pytest.Config) -> bool:
+    return config.pluginmanager.hasplugin("terminalreporter")
+
+
+def writer_of(config: pytest.Config) -> Any:
+    """pytest's terminal writer; one of our own under ``-p no:terminal``, where pytest has none and the last lines are said all the same."""
+    if _reports(config):
+        return config.get_terminal_writer()
+    from _pytest._io import TerminalWriter
+
+    return TerminalWriter()
+
+
 class TerminalProgress(MovingLine):
     """A moving line below the one that pytest is writing, through pytest's own capture."""
 
     def __init__(self, config: pytest.Config) -> None:
-        self._writer: Any = config.get_terminal_writer()
+        self._writer: Any = writer_of(config)
         self._config = config
         with self._uncaptured():
-            super().__init__(self._writer._file, quiet=config.get_verbosity() < 0)
+            super().__init__(self._writer._file, quiet=not _reports(config) or config.get_verbosity() < 0)
         self.moves = self.moves and bool(getattr(self._writer, "hasmarkup", False))
 
     def opened(self) -> str:
@@ -80,7 +93,7 @@ def last_lines(active: Active, config: pytest.Config) -> None:
 
     if active.recorder is None:
         return
-    writer = config.get_terminal_writer()
+    writer = writer_of(config)
     run = active.recorder.run
     from pytest_sglang.hooks import github
 
