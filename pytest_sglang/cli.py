@@ -55,3 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return shared.EXIT_INTERRUPTED
     except BrokenPipeError:
         return shared.EXIT_OK
+    except OSError as error:
+        # a place that cannot be read or written is the user's to choose
+        told = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
+        print(f"pytest-sglang {arguments.tool}: {told}", file=sys.stderr)
+        return shared.EXIT_USAGE

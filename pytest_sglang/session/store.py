@@ -154,11 +154,21 @@ def prune(folder: Path, keep: int, *, rig: str | None = None, dry_run: bool = Fa
         if each.finished is not None and rig in (None, each.rig_name) and not _stays(Path(each.folder), each, used):
             by_rig.setdefault((each.rig_name, each.simulated), []).append(each)
     gone = [Path(each.folder) for stored in by_rig.values() for each in stored[:-keep]]
-    for path in gone:
-        if not dry_run:
-            with contextlib.suppress(FileNotFoundError):  # another clean-up was faster
-                shutil.rmtree(path)
+    if not dry_run:
+        for path in [*gone, *folder.glob(f"{_GOING}*")]:
+            _remove(path)
     return gone
+
+
+_GOING = ".removed-"
+
+
+def _remove(path: Path) -> None:
+    """Out of the store in one step, then its files: a clean-up that is cut off leaves no half run, and the next one ends it."""
+    going = path if path.name.startswith(_GOING) else path.with_name(f"{_GOING}{path.name}")
+    with contextlib.suppress(FileNotFoundError):  # another clean-up was faster
+        path.rename(going)
+        shutil.rmtree(going)
 
 
 def _stays(folder: Path, run: Stored, used: set[str]) -> bool:
@@ -182,7 +192,8 @@ _DECODER = msgspec.json.Decoder(Stored)
 def _records(folder: Path) -> list[Path]:
     """run.json of every folder that has one, or that does not let us look. Raises OSError."""
     with os.scandir(folder) as entries:
-        return [Path(each.path) / "run.json" for each in sorted(entries, key=lambda entry: entry.name) if _holds(each)]
+        shown = [each for each in entries if not each.name.startswith(".")]
+        return [Path(each.path) / "run.json" for each in sorted(shown, key=lambda entry: entry.name) if _holds(each)]
 
 
 def _holds(entry: os.DirEntry[str]) -> bool:

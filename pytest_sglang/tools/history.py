@@ -31,8 +31,6 @@ def run(arguments: argparse.Namespace) -> int:
 
     if not arguments.folder.is_dir():
         raise Refused(f"{arguments.folder}: no such folder (give the one that holds the run folders, e.g. reports)")
-    if arguments.keep is not None:
-        return _keep(arguments)
     runs, skipped = store.runs(arguments.folder)
     chosen = [each for each in runs if arguments.rig in (None, each.rig_name)]
     if arguments.rig is not None and not chosen:
@@ -40,6 +38,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise Refused(
             f"--rig {arguments.rig}: no run of this rig in {arguments.folder} (there: {', '.join(known) or 'no run at all'})"
         )
+    if arguments.keep is not None:
+        return _keep(arguments)
     trends = history.trends(chosen)
     if arguments.json:
         print(json.dumps({"runs": len(chosen), "trends": records.plain(trends), "skipped": records.plain(skipped)}, indent=1))
@@ -60,8 +60,6 @@ def _keep(arguments: argparse.Namespace) -> int:
         gone = store.prune(arguments.folder, arguments.keep, rig=arguments.rig, dry_run=arguments.dry_run)
     except ValueError as error:
         raise Refused(str(error)) from None
-    except OSError as error:
-        raise Refused(f"{error.filename}: not removed: {error.strerror} (nothing of the others is harmed; run it again)") from None
     if arguments.json:
         print(json.dumps([str(path) for path in gone]))
         return shared.EXIT_OK

@@ -76,6 +76,30 @@ def test_retention_leaves_what_is_not_a_plain_run_of_ours(tmp_path: Path) -> Non
     assert paths[1].is_symlink()
 
 
+def test_a_clean_up_that_is_cut_off_leaves_no_half_run_and_is_ended_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    boots(tmp_path, "run", 3)
+
+    def cut(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    with monkeypatch.context() as patched:
+        patched.setattr("shutil.rmtree", cut)
+        assert main(["history", str(tmp_path), "--keep=2"]) == 4
+    assert f"{tmp_path}/.removed-run-00: Permission denied" in capsys.readouterr().err
+    assert [each.run_id for each in store.runs(tmp_path)[0]] == ["run-01", "run-02"]
+    assert store.prune(tmp_path, 2) == []
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["run-01", "run-02"]
+
+
+def test_a_place_that_cannot_be_written_is_told_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stored(tmp_path, "one")
+    (tmp_path / "file").write_text("")
+    assert main(["merge", str(tmp_path), "-o", str(tmp_path / "file")]) == 4
+    assert capsys.readouterr().err == f"pytest-sglang merge: {tmp_path / 'file'}: File exists\n"
+
+
 def test_a_folder_that_may_not_be_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stored(tmp_path, "good")
     (tmp_path / "theirs").mkdir()
