@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from pytest_sglang.judge.verdict import Judgement
 from pytest_sglang.record.answers import Answers
@@ -12,7 +12,7 @@ from pytest_sglang.server.control import ControlError
 from pytest_sglang.session import answering, first, judging, starting, stopping
 from pytest_sglang.session.answering import Answering
 from pytest_sglang.session.errors import Inconclusive, NotChecked, ServerDied
-from pytest_sglang.session.state import started_ticks
+from pytest_sglang.session.serving import Serving
 from pytest_sglang.session.watched import Watched
 
 if TYPE_CHECKING:
@@ -23,32 +23,6 @@ if TYPE_CHECKING:
 
 READY_TOKENS = 16
 """Length of the exact completion that proves readiness."""
-SAME_S = 1.0
-"""A process that has the same pid and was started within so many seconds of the one before is the one before."""
-
-
-class _Process(NamedTuple):
-    """A server's main process. ``ticks``: its start in clock ticks since boot, by the kernel; ``started_at``: as its owner tells it."""
-
-    pid: int | None
-    ticks: int | None
-    started_at: float | None
-
-    @classmethod
-    def of(cls, state: ControlState) -> _Process:
-        """The process that ``state`` is about."""
-        return cls(state.pid, None if state.pid is None else started_ticks(state.pid), state.started_at)
-
-    def is_other(self, before: _Process) -> bool:
-        """Another process than ``before``: by its pid, and where that is the same (pids are given again) by its start."""
-        if self.pid != before.pid:
-            return True
-        if self.ticks is not None and before.ticks is not None:
-            return self.ticks != before.ticks
-        # the owner's stamp is told in rig time anew each time, and never twice to the last digit
-        if self.started_at is None or before.started_at is None:
-            return False
-        return abs(self.started_at - before.started_at) > SAME_S
 
 
 class SglangServer:
@@ -70,7 +44,7 @@ class SglangServer:
         self.asked_at: float | None = None
         """Rig time at which this run asked for the newest start; what answers must have been started after that."""
         self.answering = Answering(deployment)
-        self._before_stop: _Process | None = None
+        self._before_stop: Serving | None = None
         """The server just before this run stopped it."""
 
     @property
@@ -151,7 +125,7 @@ class SglangServer:
             deployment.stopped_entry = deployment.journal.record(
                 "server", deployment.controller.subject, before, {"active": False}, deployment.controller.description()
             )
-        self._before_stop = _Process.of(deployment.controller.state())
+        self._before_stop = Serving.of(deployment.controller.state())
         try:
             found = stopping.stop(deployment)
         except ControlError:
@@ -265,7 +239,7 @@ class SglangServer:
 
     def _is_another_process(self) -> None:
         """Raise ControlError where the process that ran before the stop is the one that runs now: then nothing was started."""
-        before, now = self._before_stop, _Process.of(self._deployment.controller.state())
+        before, now = self._before_stop, Serving.of(self._deployment.controller.state())
         if before is None or before.pid is None or now.is_other(before):
             return
         raise ControlError(
@@ -332,7 +306,7 @@ class SglangServer:
     def answers(self) -> Answers:
         """Ask the fixed prompts, and those of the rig file, now: greedy tokens with their log-probabilities. Raises Inconclusive."""
         self.identity()
-        before = self._deployment.controller.state().pid
+        before = Serving.of(self._deployment.controller.state())
         found = self.answering.ask()
         self._same_process(before)
         if found.why:
@@ -342,7 +316,7 @@ class SglangServer:
     def judge_answers(self) -> list[Judgement]:
         """Answers are sound, the same in every start of this run but for near ties, and hold what the rig file expects."""
         self.identity()
-        before = self._deployment.controller.state().pid
+        before = Serving.of(self._deployment.controller.state())
         judged = self.answering.judge()
         self._same_process(before)
         return judged
@@ -372,7 +346,7 @@ class SglangServer:
             why = wrong[0].detail if wrong else self.identity().unproved
             raise Inconclusive(f"not measured: {why}", because="server-identity")
         self._deployment.power.require(level)
-        before = _Process.of(self._deployment.controller.state())
+        before = Serving.of(self._deployment.controller.state())
 
         def proven() -> None:
             # a limit lost in the middle leaves a rate that belongs to no level
@@ -389,12 +363,12 @@ class SglangServer:
             scope.measured.append(result)
         return result
 
-    def _same_process(self, before: _Process) -> None:
+    def _same_process(self, before: Serving) -> None:
         """Raise ServerDied where nothing serves any more after a measurement, Inconclusive where another process does."""
         state = self._deployment.controller.state()
         if before.pid is not None and not state.active and state.result != "unreadable":
             self._has_died(state, before.pid)
-        if before.pid is not None and _Process.of(state).is_other(before):
+        if before.pid is not None and Serving.of(state).is_other(before):
             raise Inconclusive(f"the server was restarted during the measurement (pid {before.pid}, now {state.pid})")
 
     def _has_died(self, state: ControlState, pid: int) -> None:
