@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 ENGINE := .engine
 LOWEST := .lowest
 
-.PHONY: bench bench-statistics bench-load bench-cache bench-readiness bench-sampler demo test test-lowest lint test-engine soak clean help
+.PHONY: bench bench-statistics bench-load bench-cache bench-readiness bench-sampler bench-report demo test test-lowest lint test-engine soak clean help
 .DEFAULT_GOAL := help
 
 help:
@@ -54,7 +54,7 @@ test-engine: $(VENV)/.stamp-dev
 	@bash tests/engine/engine/install.sh $(ENGINE)
 	@SGLANG_ENGINE_REQUIRED=1 $(BIN)/python -m pytest -W error tests/engine
 
-bench: bench-statistics bench-load bench-cache bench-sampler bench-readiness
+bench: bench-statistics bench-load bench-cache bench-sampler bench-readiness bench-report
 
 # the stopping rule over 20,000 simulated runs a case; losses found and invented
 bench-statistics: $(VENV)/.stamp
@@ -77,6 +77,11 @@ bench-sampler: $(VENV)/.stamp-dev
 # readiness as it is seen beside the simulator's own moment (10 minutes)
 bench-readiness: $(VENV)/.stamp
 	@$(BIN)/python benchmarks/readiness/run.py --starts 50 --output benchmarks/results/readiness.json
+
+# how long a report of 2,000 checks takes to open in Chromium (apt-get install chromium)
+bench-report: $(VENV)/.stamp-dev
+	@$(BIN)/python benchmarks/report/run.py
+	@$(BIN)/python benchmarks/document.py
 
 soak: $(VENV)/.stamp-dev
 	@$(BIN)/python tests/load/fuzz_streams.py 100000

@@ -91,6 +91,10 @@ class Run(Value, frozen=True, kw_only=True):
     findings: tuple[Finding, ...] = ()
     as_found: dict[str, Any] = {}
     as_left: dict[str, Any] = {}
+    since_pass: dict[str, Any] = {}
+    """The newest earlier pass of the same rig and what differs: ``run_id, started, differences [{name, before, after}], measured``."""
+    logs: tuple[dict[str, Any], ...] = ()
+    """Redacted excerpts in files beside run.json: ``title, file, source, checks, lines, shown``."""
     startups: tuple[dict[str, Any], ...] = ()
     throughputs: tuple[dict[str, Any], ...] = ()
     power_series: dict[str, Any] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pytest_sglang.record.run import Run
-from pytest_sglang.report import view
+from pytest_sglang.report import since, view
 from pytest_sglang.report.terminal import as_left_line, loose_failures
 
 SUMMARY_BYTES = 1024 * 1024
@@ -19,7 +19,7 @@ def summary(run: Run, artefact: str = "") -> str:
     ``artefact``: where the HTML report is to be found, a link or a name.
     """
     parts = [f"## {view.headline(run)}\n", f"{_escape(view.title(run))} · run `{run.run_id}`\n"]
-    parts += [_not_checked(run), _table(run), _findings(run), _environment(run)]
+    parts += [_not_checked(run), _since(run), _table(run), _findings(run), _environment(run)]
     if artefact:
         parts.insert(2, f"Report: {artefact}\n")
     parts.append(f"{_escape(as_left_line(run))}\n")
@@ -57,6 +57,12 @@ def _not_checked(run: Run) -> str:
         return ""
     listed = "\n".join(f"- {_escape(each.id)}: {_escape(each.reason)}" for each in run.not_checked)
     return f"**Not checked**\n\n{listed}\n"
+
+
+def _since(run: Run) -> str:
+    """Where something fails: what has changed since the last pass."""
+    told = since.line(run, "→") if any(row.standing == "fail" for row in view.rows(run)) else ""
+    return f"{_escape(told[0].upper() + told[1:])}\n" if told else ""
 
 
 def _table(run: Run) -> str:

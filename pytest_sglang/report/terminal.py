@@ -42,6 +42,7 @@ def promise_table(run: Run, width: int, colours: bool, verbosity: int = 0) -> li
         _heading(run, width),
         *_not_checked(run, width),
         *_table(run, width, verbosity),
+        *_since(run, width),
         *_curve(run, width),
         *(_not_promised(run, width) if verbosity >= 0 else ()),
         *_warnings(run, width),
@@ -127,6 +128,15 @@ def _curve(run: Run, width: int) -> list[Line]:
         folded = [text] if cells.width(text) <= width else cells.wrapped(text.strip(), width, indent, f"{indent}  ")
         lines += [(each, {"bold": True} if position == 0 else {}) for each in folded]
     return [("", {}), *lines] if lines else []
+
+
+def _since(run: Run, width: int) -> list[Line]:
+    """What has changed since the last pass, where a check fails."""
+    from pytest_sglang.report import since
+
+    if not any(check.verdict == "fail" and not check.expected_failure for check in run.checks):
+        return []
+    return [(text, {"bold": True}) for text in since.lines(run, width)]
 
 
 def _not_promised(run: Run, width: int) -> list[Line]:

@@ -73,6 +73,14 @@ class Recorder:
         """The fingerprint, redacted."""
         self._set(environment=facts)
 
+    def since_pass(self, found: dict[str, Any]) -> None:
+        """The newest earlier pass of this rig, and what has changed since."""
+        self._set(since_pass=found)
+
+    def logs(self, excerpts: tuple[dict[str, Any], ...]) -> None:
+        """The excerpts of logs that lie in this run's folder."""
+        self._set(logs=excerpts)
+
     def as_found(self, state: dict[str, Any]) -> None:
         """The rig before anything was done."""
         self._set(as_found=state)

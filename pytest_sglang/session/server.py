@@ -35,6 +35,8 @@ class SglangServer:
         """Id of the check in which the server was stopped and did not come back; later checks are inconclusive because of it."""
         self.history: list[Startup] = []
         """Starts that this run made, oldest first."""
+        self.launches: list[tuple[float, str, str]] = []
+        """Every start that this run asked for, failed ones too: rig time, what for, the check it was made in ("" outside one)."""
         self._last_start: Startup | None = None
         self._identity: Identity | None = None
         self._throughputs: dict[tuple[float | None, int, int], Throughput] = {}
@@ -212,6 +214,7 @@ class SglangServer:
         deployment = self._deployment
         watched = Watched(deployment)
         launched = deployment.clock.time()
+        self.launches.append((launched, label, self._check_id("")))
         try:
             self.starting = True
             deployment.start_controller()

@@ -575,3 +575,30 @@ def fleet_page(folder):
     odd = {1: {"verdict": "fail"}, 3: {"tok_s": 42.5}}
     paths = [made.stored(folder, f"n{number}", host=f"gpu{number:02}", **odd.get(number, {})) for number in range(6)]
     return fleet.page(merge.merge(paths, ["gpu00", "gpu09"]))
+
+
+def with_more(folder: Any) -> Run:
+    """``mixed_run`` with what has changed since the last pass, and with an excerpt of a log in ``folder`` that is full of traps."""
+    quoted = next(each.cause or each.message for each in mixed_run().checks if each.verdict == "fail")
+    (folder / "logs").mkdir(exist_ok=True)
+    line = f"[2026-11-23 22:30:00 TP0] {quoted} </pre></details><script>alert(1)</script> \u001b[31m {'x' * 900}\n"
+    (folder / "logs" / "start-1.log").write_text(line * 40, encoding="utf-8")
+    log = {
+        "title": "Server: start in warm-restart",
+        "source": "/var/log/sglang.log",
+        "file": "logs/start-1.log",
+        "lines": 900,
+        "shown": 40,
+    }
+    differences = [
+        {"name": "driver", "before": "580.95.05", "after": "580.159.03"},
+        {"name": "flag --model-path", "before": "/models/" + "a" * 80, "after": "/models/" + "b" * 80},
+        {"name": "gpu 3 pcie_width", "before": 16, "after": 8},
+        *({"name": f"package p{number}", "before": "1", "after": "2"} for number in range(20)),
+    ]
+    found = {
+        "run_id": "2026-11-23T01-53-00Z-250W-simulated-ab12",
+        "started": "2026-11-23T01:53:00.000Z",
+        "differences": differences,
+    }
+    return msgspec.structs.replace(mixed_run(), since_pass=found, logs=(log,))
