@@ -187,11 +187,18 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> Generator[
     return (yield)
 
 
-def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+@pytest.hookimpl(wrapper=True, trylast=True)
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Generator[None, Any, Any]:
     active = config.stash.get(ACTIVE, None)
-    if active is not None and active.recorder is not None:
-        from pytest_sglang.hooks import show
+    if active is None or active.recorder is None:
+        return (yield)
+    from pytest_sglang.hooks import show
 
+    # the promises come last, below the tables of other plugins, also where one of them raises
+    show.narrow(active)
+    try:
+        return (yield)
+    finally:
         show.promises(active, terminalreporter)
 
 

@@ -99,6 +99,12 @@ class Run(Value, frozen=True, kw_only=True):
     throughputs: tuple[dict[str, Any], ...] = ()
     power_series: dict[str, Any] = {}
     power_curve: dict[str, Any] = {}
+    topology: dict[str, Any] = {}
+    """Cards, links between them and the server's place on them, as last read (``session.layout`` has the keys)."""
+    earlier_starts: dict[str, Any] = {}
+    """By kind ("warm", "cold") the newest start of it in an earlier finished run of the same rig (``session.earlier``)."""
+    answers: tuple[dict[str, Any], ...] = ()
+    """Fixed prompts answered greedily, asked after each start: ``after, at, power_w, answers, why``; ``why``: they could not be had."""
 
 
 def utc(epoch_s: float) -> str:

@@ -20,6 +20,7 @@ KNOWN_READINGS: tuple[str, ...] = (
     "energy_counter",
     "nvlink_errors",
     "pcie",
+    "pcie_replays",
     "temperature",
     "clocks_event_reasons",
     "processes",
@@ -261,6 +262,31 @@ def phases(value: object, place: Place) -> Any:
             inside.wrong("", f"is no phase of a start (known: {', '.join(PHASES)})", nearest(name, PHASES))
             continue
         found[name] = budget(each, inside)
+    return found
+
+
+def expectations(value: object, place: Place) -> Any:
+    """``[answers] expect``: prompts, each with what must stand in its answer."""
+    example = '[{ prompt = "The capital of France is", contains = "Paris" }]'
+    if not isinstance(value, list) or not value:
+        return place.wrong(shown(value), f"is not a list of expectations (write e.g. {example})")
+    found, known = [], ("prompt", "contains")
+    for index, each in enumerate(value):
+        inside = place.inside(f"[{index}]")
+        if not isinstance(each, dict):
+            inside.wrong(shown(each), f"is not a table (write e.g. {example})")
+            continue
+        for name in each:
+            if name not in known:
+                inside.inside(f".{name}").wrong("", "is no key of an expectation (known: prompt, contains)", nearest(name, known))
+        for name in known:
+            if name not in each:
+                inside.inside(f".{name}").wrong("", f"is missing (write e.g. {example})")
+            elif not isinstance(each[name], str) or not each[name].strip():
+                inside.inside(f".{name}").wrong(shown(each[name]), f"is not a text (write e.g. {example})")
+        if each.get("prompt") in [other.get("prompt") for other in value[:index] if isinstance(other, dict)]:
+            inside.inside(".prompt").wrong(shown(each.get("prompt")), "stands there twice (keep one of them)")
+        found.append({name: each.get(name) for name in known})
     return found
 
 

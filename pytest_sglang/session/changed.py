@@ -8,7 +8,8 @@ from typing import Any
 from pytest_sglang.judge import gain, keys
 from pytest_sglang.record.run import Run
 from pytest_sglang.session import past
-from pytest_sglang.session.comparison import CARD, key, seen
+from pytest_sglang.session.compared_changes import CARD, seen
+from pytest_sglang.session.comparison import key
 
 WARMER_C = 5.0
 """A first round that begins so much warmer or colder is worth a line; less is the weather."""

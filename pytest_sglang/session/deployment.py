@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_sglang.record.clock import Clock
 from pytest_sglang.record.values import Finding, Startup
 from pytest_sglang.rig.model import Rig
-from pytest_sglang.session.errors import Inconclusive, NotChecked
+from pytest_sglang.session.errors import Inconclusive, NotChecked, NotPutBack
 from pytest_sglang.session.options import RunOptions
 from pytest_sglang.session.recorder import Recorder
 
@@ -279,9 +279,10 @@ class Deployment:
 
     def take_fingerprint(self) -> None:
         """Keep what this run is made on; again whenever another server process answers."""
-        from pytest_sglang.session import fingerprint
+        from pytest_sglang.session import fingerprint, layout
 
         self.recorder.environment(fingerprint.take(self))
+        self.recorder.topology(layout.read(self))
 
     def require_this_machine(self) -> None:
         """Raise Inconclusive where the promised server is another machine's: the cards here say nothing about it."""
@@ -313,10 +314,11 @@ class Deployment:
         try:
             self._put_back()
         finally:
-            from pytest_sglang.session import standing
+            from pytest_sglang.session import layout, standing
 
             self._end_what_the_run_started()
             self.as_left = standing.read(self)
+            self.recorder.topology(layout.read(self))
             self.recorder.stop_clock()
             self._keep_for_the_reader()
             for part in (self._plane, self.hardware):
@@ -359,11 +361,11 @@ class Deployment:
         try:
             put_back()
         except Exception as error:
-            self.not_put_back(subject, f"{type(error).__name__}: {error}")
+            self.not_put_back(subject, str(error) if isinstance(error, NotPutBack) else f"{type(error).__name__}: {error}")
 
-    def not_put_back(self, subject: str, detail: str) -> None:
+    def not_put_back(self, subject: str, detail: str, remedy: str = "pytest-sglang undo") -> None:
         """A rig that is not as it was found: then the run is no pass."""
-        self.recorder.findings((Finding("not-put-back", "warn", subject, detail, "pytest-sglang undo"),))
+        self.recorder.findings((Finding("not-put-back", "warn", subject, detail, remedy),))
 
     def _server_as_found(self) -> None:
         from pytest_sglang.session import stopping

@@ -38,9 +38,16 @@ SERVER = (
     Fault("port-opens-early", "the next starts open their port 26 s before they are ready", of_a_start=True),
     Fault("compiles-after-ready", "after the next starts the first two requests run twenty times slower", of_a_start=True),
     Fault("impostor", "when the next starts come to their port, an old server still listens on it", of_a_start=True),
+    Fault(
+        "garbled-answers",
+        "the next starts that find their kernels in the caches take stale ones: wrong tokens, as fast and sure as ever",
+        of_a_start=True,
+    ),
+    Fault("wrong-p2p", "now and then a sum over the cards comes out wrong, and with it a token"),
     Fault("unit-flaps", "the next starts die while they load weights, and systemd starts them again and again", of_a_start=True),
     Fault("log-silent", "the next starts write nothing while they compile, but cache files appear", of_a_start=True, harmless=True),
     Fault("log-rotates", "the log is rotated (copytruncate) in the middle of the next starts", of_a_start=True, harmless=True),
+    Fault("near-ties", "where the two best tokens are nearly tied, now one and now the other is chosen", harmless=True),
     Fault("random-timing", "every phase of a start takes a random time within the promise", harmless=True),
 )
 """In the server's life and in its answers."""
@@ -63,6 +70,10 @@ HARDWARE = (
     Fault("pcie-x4", "GPU 1 has four PCIe lanes"),
     Fault("pcie-gen1", "GPU 1 stays at PCIe generation 1 under load"),
     Fault("pcie-replays", "GPU 1 sends PCIe packets again and again while it works"),
+    Fault("rank-idle", "GPU 2 holds its share of the model and does nothing while the others decode"),
+    Fault("counters-hidden", "GPU 1 answers Unknown Error when asked what PCIe and NVLink have sent again"),
+    Fault("counters-missing", "no card counts what PCIe and NVLink have sent again (Not Supported)", harmless=True),
+    Fault("memory-hidden", "the driver tells neither the memory in use nor the processes on a card (Not Supported)"),
     Fault("ecc-errors", "GPU 1, a card with ECC here, counts uncorrected memory errors while it works"),
     Fault("row-remap-pending", "GPU 1, a card with ECC here, has a memory row to remap"),
     Fault("xid-79", "GPU 2 falls off the bus after 5 s of load: GPU is lost, Xid 79 in the kernel log"),

@@ -165,6 +165,33 @@ def test_charts_are_drawn_in_the_colours_of_the_page(visit, name, scheme):
         assert (background > 0.9) if scheme == "light" else (background < 0.2)
 
 
+@pytest.mark.parametrize(("scheme", "media"), [("light", "screen"), ("dark", "screen"), ("dark", "print")])
+def test_starts_caches_and_the_machine_are_drawn_on_screen_and_paper(visit, scheme, media):
+    page = visit("mixed.html", color_scheme=scheme)
+    page.emulate_media(media=media, color_scheme=scheme)
+    for chart, least in (("start", 2), ("cache", 1), ("topology", 2)):
+        pictures = page.locator(f"#sg-chart-{chart} svg.sg-svg")
+        assert pictures.count() >= least
+        for number in range(least):
+            colours, background, inked = shades(pictures.nth(number))
+            assert colours > 5
+            assert inked > 0.01
+            assert (background > 0.9) if scheme == "light" or media == "print" else (background < 0.2), "paper is white"
+
+
+def test_texts_of_the_machine_do_not_lie_on_one_another(visit):
+    page = visit("mixed.html")
+    touching = page.locator("#sg-chart-topology svg.sg-svg, #sg-chart-cache svg.sg-svg").evaluate_all(
+        """pictures => pictures.flatMap(picture => {
+            const boxes = [...picture.querySelectorAll("text")].map(each => [each.textContent, each.getBoundingClientRect()]);
+            return boxes.flatMap(([one, a], at) => boxes.slice(at + 1).filter(([, b]) =>
+                Math.min(a.right, b.right) - Math.max(a.left, b.left) > 1 && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 4
+            ).map(([other]) => one + " | " + other));
+        })"""
+    )
+    assert touching == []
+
+
 OURS = ["good.html", "mixed.html", "since.html", "compare.html", "refused.html", "index.html", "fleet.html"]
 
 
