@@ -144,7 +144,7 @@ def test_a_passing_run_and_one_without_a_pass_have_no_line():
 def test_the_job_summary_tells_it_above_the_table():
     text = github.summary(after(samples.mixed_run(), [{"name": "driver", "before": "a|b", "after": "<c>"}]))
     assert text.index("Since the last pass (23 Nov 2026") < text.index("| promise |")
-    assert "driver a\\|b → &lt;c>" in text
+    assert "driver a&#124;b → &#60;c&#62;" in text
 
 
 @pytest.mark.parametrize(
