@@ -15,10 +15,12 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "reports" / "README.md", *(ROOT / "docs").rglob("*.md")])
 REFERENCE = ROOT / "docs" / "reference.md"
 THEIRS = {
-    *("--enable-metrics", "--random-seed", "--include-deps", "--junit-xml", "--html", "--color", "--no-summary"),
+    *("--enable-metrics", "--log-requests", "--random-seed", "--include-deps", "--junit-xml", "--html", "--color", "--no-summary"),
     *("--benchmark-disable", "--benchmark-json", "--benchmark-save"),
 }
 """Options of SGLang, pytest and others that our pages name."""
+BENCHMARKS = {"--every"}
+"""Options of the scripts below benchmarks/."""
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
 
 
@@ -78,7 +80,7 @@ def test_no_page_names_an_option_that_does_not_exist(page: Path) -> None:
         return  # what was typed then
     ours = {each.flag for each in options.OPTIONS} | {word for tool in tools().values() for word in options_of(tool)}
     text = re.sub(r"https?://\S+", "", page.read_text())
-    assert set(OPTION.findall(text)) - ours - THEIRS - {"--help"} == set()
+    assert set(OPTION.findall(text)) - ours - THEIRS - BENCHMARKS - {"--help"} == set()
 
 
 def test_every_command_of_ours_in_the_pages_is_understood() -> None:
