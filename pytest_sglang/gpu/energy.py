@@ -19,12 +19,14 @@ from pytest_sglang.gpu.card import Card
 from pytest_sglang.gpu.integral import (
     GAP,
     SERIES_POINTS,
+    ReasonsHeld,
     Sample,
     SlowSample,
     average_w,
     integrate,
     nearest,
     reason_shares,
+    reasons_held,
     series,
     slow_series,
 )
@@ -222,6 +224,11 @@ class EnergyWindow(Window):
         """Per card: share of the time in which each reason limited the clocks; empty = not readable."""
         self._reach(end_s)
         return {uuid: reason_shares(samples, begin_s, end_s) for uuid, samples in self._file.slow.items()}
+
+    def reasons_held(self, begin_s: float, end_s: float) -> dict[str, ReasonsHeld]:
+        """Per card: for how much of the time it was read what limits the clocks, and for how long each reason did."""
+        self._reach(end_s)
+        return {uuid: reasons_held(samples, begin_s, end_s) for uuid, samples in self._file.slow.items()}
 
     def slow(self, begin_s: float, end_s: float) -> dict[str, list[SlowSample]]:
         """Temperatures, clocks, reasons and PCIe links per card between two epoch times."""

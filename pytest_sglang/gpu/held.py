@@ -12,14 +12,22 @@ SLACK_B = 512 * 2**20
 """Bytes by which a card may differ from its level before: the driver's own reserve moves by less when a context comes or goes."""
 
 
+EMPTY_B = 2**30
+"""A card with no more bytes in use holds nothing of a server: the driver's own reserve is up to 0.6 GiB (seen on an H200)."""
+
+
 class OnCard(Value, frozen=True, kw_only=True):
-    """Memory of one card in bytes. ``ours`` by pid, None = the driver does not say how much; ``others`` of everybody else."""
+    """Memory of one card in bytes. ``ours`` by pid, None = the driver does not say how much; ``others`` of everybody else.
+
+    ``listed``: the driver tells its processes at all.
+    """
 
     uuid: str
     index: int
     used: int | None
     ours: dict[int, int | None]
     others: int
+    listed: bool = True
     unreadable: str = ""
 
 
@@ -34,6 +42,7 @@ def on_card(card: Card, pids: frozenset[int]) -> OnCard:
         used=None if isinstance(used, Missing) else used,
         ours={each.pid: each.used_bytes for each in shown if each.pid in pids},
         others=sum(each.used_bytes or 0 for each in shown if each.pid not in pids),
+        listed=not isinstance(listed, Missing),
         unreadable=why,
     )
 
@@ -84,14 +93,21 @@ class Held:
         return before.used - before.others - sum(each or 0 for each in before.ours.values())
 
     def unproved(self) -> list[str]:
-        """Cards of which nothing can be claimed, with the reason: the driver shows neither the server's processes nor a level."""
+        """Cards of which nothing can be claimed now, with the reason: neither its processes nor a level prove it. Raises GpuLost."""
         found = []
         for card in self._cards:
-            before = self._before[card.uuid]
-            if before.ours or card.uuid in self._levels:
+            before, now = self._before[card.uuid], on_card(card, self.pids)
+            by_level = now.used is not None and (self._allowed(now) is not None or now.used <= EMPTY_B)
+            if by_level or (before.ours and now.listed):
                 continue
-            found.append(f"GPU {card.index}: {before.unreadable or 'the driver showed none of its processes before the stop'}")
+            why = now.unreadable or before.unreadable or "the driver showed none of its processes before the stop"
+            found.append(f"GPU {card.index}: {why}")
         return found
+
+    def blind(self) -> list[str]:
+        """Cards of which neither the processes nor the memory can be read now, with the reason. Raises GpuLost."""
+        now = [on_card(card, self.pids) for card in self._cards]
+        return [f"GPU {each.index}: {each.unreadable}" for each in now if each.used is None and not each.listed]
 
     def levels(self) -> dict[str, int]:
         """Bytes in use now, other processes' aside: the level of the cards without a server, once nothing is left. Raises GpuLost."""

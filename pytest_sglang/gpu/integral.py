@@ -20,12 +20,15 @@ MIN_WINDOW_S = 1.0
 """Ten steps of the energy counter: in less the edges weigh more than a tenth."""
 MAX_GAP_S = 1.0
 """Longest stretch without a sample inside a window, and between a window's edge and the nearest sample beyond it."""
+STANDS_S = 2.0
+"""So long a slow sample stands for what limits the clocks: four of its periods."""
 SERIES_POINTS = 600
 
 TOO_SHORT = "window too short"
 GAP = "sampling gap"
 COUNT_CHANGED = "GPU count changed"
 RESET = "counter reset"
+STUCK = "counter stuck"
 UNSUPPORTED = "not supported"
 
 
@@ -73,14 +76,28 @@ def integrate(
         return _invalid(gpu, f"{RESET}: the energy counter went backwards (driver reload or GPU reset)")
     # a value counts from the sample that first shows it; a counter that stands still for a second is none
     steps = [*counter[:1], *(later for earlier, later in pairwise(counter) if later[1] != earlier[1])]
-    if len(steps) >= 2:
+    stood = _stood_still(counter, begin_s, end_s)
+    if len(steps) >= 2 and stood is None:
         return _by_counter(steps, counter[-1][0], begin_s, end_s, gpu, peak)
     instant = [(each.t_s, each.instant_w) for each in inside if each.instant_w is not None]
     if len(instant) >= 2:
         return _by_power(instant, begin_s, end_s, gpu, peak)
+    if stood is not None and counter:
+        return _invalid(gpu, f"{STUCK}: the energy counter {stood}")
     return _invalid(
         gpu, f"{UNSUPPORTED}: neither energy counter nor instantaneous power{f' ({why_missing})' if why_missing else ''}"
     )
+
+
+def _stood_still(counter: Sequence[tuple[float, float]], begin_s: float, end_s: float) -> str | None:
+    """Where in a window samples show one value for longer than MAX_GAP_S, which no card that draws power does; None = nowhere."""
+    since_s, value = 0.0, None
+    for t_s, joules in counter:
+        if joules != value:
+            since_s, value = t_s, joules
+        elif t_s - since_s > MAX_GAP_S and t_s > begin_s and since_s < end_s:
+            return f"stood still for more than {MAX_GAP_S:g} s, {max(since_s - begin_s, 0.0):.1f} s into the window"
+    return None
 
 
 def _invalid(gpu: str, why: str) -> Energy:
@@ -175,23 +192,36 @@ def average_w(samples: Sequence[Sample], begin_s: float, end_s: float) -> float 
     return sum((t1 - t0) * (w0 + w1) / 2 for (t0, w0), (t1, w1) in pairwise(points)) / (points[-1][0] - points[0][0])
 
 
-def reason_shares(samples: Sequence[SlowSample], begin_s: float, end_s: float) -> dict[str, float]:
-    """Share of the window (0 to 1) in which each reason limited the clocks, known ones with 0.0; empty = not readable.
+class ReasonsHeld(NamedTuple):
+    """``known_s``: seconds of a window for which what limits the clocks was read; ``held_s``: how many of them by reason."""
 
-    A sample stands for the time until the next one; what was not covered by samples is left out of the whole.
+    known_s: float
+    held_s: dict[str, float]
+
+
+def reasons_held(samples: Sequence[SlowSample], begin_s: float, end_s: float) -> ReasonsHeld:
+    """Seconds of the window in which each reason limited the clocks, known reasons with 0.0.
+
+    A sample stands for the time until the next one, but for no longer than STANDS_S: what happened behind it nobody has seen.
     """
     known = 0.0
     held: dict[str, float] = dict.fromkeys(EVENT_REASONS.values(), 0.0)
     for position in range(max(bisect_right(samples, begin_s, key=_time) - 1, 0), bisect_left(samples, end_s, key=_time)):
         each = samples[position]
-        until = samples[position + 1].t_s if position + 1 < len(samples) else end_s
+        until = min(samples[position + 1].t_s if position + 1 < len(samples) else end_s, each.t_s + STANDS_S)
         span = min(until, end_s) - max(each.t_s, begin_s)
         if each.reasons is None or span <= 0:
             continue
         known += span
         for name in reason_names(each.reasons):
             held[name] = held.get(name, 0.0) + span
-    return {name: span / known for name, span in held.items()} if known > 0 else {}
+    return ReasonsHeld(known, held)
+
+
+def reason_shares(samples: Sequence[SlowSample], begin_s: float, end_s: float) -> dict[str, float]:
+    """Share (0 to 1) of the time that was read in which each reason limited the clocks; empty = not readable."""
+    known_s, held_s = reasons_held(samples, begin_s, end_s)
+    return {name: span / known_s for name, span in held_s.items()} if known_s > 0 else {}
 
 
 def nearest(samples: Sequence[SlowSample], t_s: float, within_s: float = 2.0) -> SlowSample | None:

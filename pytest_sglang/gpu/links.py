@@ -250,16 +250,34 @@ def _speed(guard: Guard, card: Card, number: int) -> int | None:
     return int(common) if not isinstance(common, Missing) and common > 0 else None
 
 
-def link_errors(nvml: Nvml, cards: Sequence[Card], topology: Topology) -> dict[str, int]:
-    """Error counters of every active link: ``{"GPU 0 link 2 replay": 17}``; unreadable ones are left out. Compare two readings."""
+class LinkErrors(Value, frozen=True, kw_only=True):
+    """Error counters of active links, ``{"GPU 0 link 2 replay": 17}``; links without one that can be read, with the reason."""
+
+    counts: dict[str, int] = {}
+    unreadable: dict[str, Missing] = {}
+
+
+def link_counters(nvml: Nvml, cards: Sequence[Card], topology: Topology) -> LinkErrors:
+    """Error counters of every active link. Kinds that a link has not are left out where it has others. Compare two readings."""
     by_index = {card.index: card for card in cards}
-    found: dict[str, int] = {}
+    counts: dict[str, int] = {}
+    unreadable: dict[str, Missing] = {}
     for link in topology.links:
         if not link.active or link.gpu not in by_index:
             continue
-        card = by_index[link.gpu]
-        for number, name in ERROR_COUNTERS.items():
-            count = nvml.guard.call(card.label, "nvmlDeviceGetNvLinkErrorCounter", card.handle, link.link, number)
-            if not isinstance(count, Missing):
-                found[f"GPU {link.gpu} link {link.link} {name}"] = int(count)
-    return found
+        card, label = by_index[link.gpu], f"GPU {link.gpu} link {link.link}"
+        read = {
+            name: nvml.guard.call(card.label, "nvmlDeviceGetNvLinkErrorCounter", card.handle, link.link, number)
+            for number, name in ERROR_COUNTERS.items()
+        }
+        found = {f"{label} {name}": int(count) for name, count in read.items() if not isinstance(count, Missing)}
+        missing = [each for each in read.values() if isinstance(each, Missing)]
+        counts.update(found)
+        if not found and missing:
+            unreadable[label] = next((each for each in missing if not each.unsupported), missing[0])
+    return LinkErrors(counts=counts, unreadable=unreadable)
+
+
+def link_errors(nvml: Nvml, cards: Sequence[Card], topology: Topology) -> dict[str, int]:
+    """Error counters of every active link: ``{"GPU 0 link 2 replay": 17}``; unreadable ones are left out. Compare two readings."""
+    return link_counters(nvml, cards, topology).counts

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 
 from pytest_sglang.hooks.active import Active, Planned
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 def adjust(active: Active, item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport) -> None:
     """Called for every phase of one of our tests, after every other plugin has had its say about the report."""
     from pytest_sglang.report import summary
-    from pytest_sglang.session.errors import Inconclusive
+    from pytest_sglang.session.errors import Inconclusive, NotChecked
 
     report.sglang_cells = summary.row_cells(None)  # type: ignore[attr-defined]  # every row has our columns once the header has
     if item not in active.items:
@@ -32,7 +33,9 @@ def adjust(active: Active, item: pytest.Item, call: pytest.CallInfo[None], repor
             told = Inconclusive(f"could not set up: {type(error).__name__}: {error}")
             scope.close_inconclusive(told)
             error = told
-    if isinstance(error, Inconclusive) and call.when != "teardown":
+    if call.when == "teardown" and isinstance(error, NotChecked):
+        error = Inconclusive(f"after the test: {error}")
+    if isinstance(error, Inconclusive):
         # an expected failure is one that was measured: xfail must not absorb what could not be
         report.outcome = "failed"
         if hasattr(report, "wasxfail"):
@@ -43,6 +46,8 @@ def adjust(active: Active, item: pytest.Item, call: pytest.CallInfo[None], repor
         report.sglang_xml = item.config  # type: ignore[attr-defined]
     if call.when == "call" or (call.when == "setup" and report.outcome != "passed"):
         _record(active, item, call, report)
+    elif call.when == "teardown" and isinstance(error, Inconclusive):
+        _unsettle(active, item, str(error))
 
 
 def _record(active: Active, item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport) -> None:
@@ -71,9 +76,23 @@ def _record(active: Active, item: pytest.Item, call: pytest.CallInfo[None], repo
     item.user_properties.extend(junit.properties(check))
     report.user_properties = list(item.user_properties)
     report.sglang_marginal = check.marginal  # type: ignore[attr-defined]
-    report.sglang_cells = summary.row_cells(check)  # type: ignore[attr-defined]
+    report.sglang_cells = summary.cells_below(check, len(active.items))  # type: ignore[attr-defined]
     active.recorder.write()
     _benchmark(item, plan, scope)
+
+
+def _unsettle(active: Active, item: pytest.Item, why: str) -> None:
+    """A check that passed, and behind which something could not be done that its own teardown asks for, is no pass."""
+    plan, recorder = active.items[item], active.recorder
+    if recorder is None:
+        return
+    for check in recorder.run.checks:
+        if (check.id, check.power_w) == plan.key and check.verdict == "pass":
+            told = f"its teardown: {why}"
+            recorder.add(
+                msgspec.structs.replace(check, verdict="inconclusive", message=told, inconclusive_because=told, marginal=False)
+            )
+            recorder.write()
 
 
 def _benchmark(item: pytest.Item, plan: Planned, scope: CheckScope) -> None:
@@ -88,7 +107,7 @@ def _benchmark(item: pytest.Item, plan: Planned, scope: CheckScope) -> None:
             getattr(item.config, "_benchmarksession", None),
             name=f"{plan.spec.id} [{level}{streams}]{again}",
             fullname=f"{item.nodeid}{again}",
-            group="sglang",
+            group=benchmark.GROUP,
             rounds=throughput.rounds,
             extra_info=benchmark.extra_info(throughput),
         )
@@ -118,3 +137,15 @@ def as_junit_error(message: str, report: Any) -> None:
         reporter.append(element)
 
     reporter.append_failure = append_error
+
+
+def describe_suite(active: Active) -> None:
+    """JUnit: the run as properties of its suite, once its verdict stands."""
+    from _pytest.junitxml import xml_key
+
+    from pytest_sglang.report import junit
+
+    xml = active.config.stash.get(xml_key, None)
+    if xml is not None and active.recorder is not None:
+        for name, value in junit.suite_properties(active.recorder.run):
+            xml.add_global_property(name, value)

@@ -13,13 +13,17 @@ from pytest_sglang.options import DEPLOYMENT
 
 def show_plan(active: Active) -> None:
     """Print what a run would do: checks, requests, restarts, changes, minutes. Touches nothing."""
+    from pytest_sglang.hooks import show
+    from pytest_sglang.report import cells
     from pytest_sglang.session import plan
 
-    writer = active.config.get_terminal_writer()
+    writer = show.writer_of(active.config)
     checks = [plan.PlannedCheck(each.spec, each.power_w, each.item in active.items) for each in active.every]
     writer.line("")
     for line in plan.lines(active.rig, active.options, checks, dict(active.unchecked), active.not_promised):
-        writer.line(line)
+        indent = " " * (len(line) - len(line.lstrip()))
+        for piece in cells.wrapped(line.strip(), writer.fullwidth, indent, f"{indent}    "):
+            writer.line(piece)
 
 
 def open_run(active: Active, session: pytest.Session) -> None:

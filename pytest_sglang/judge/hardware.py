@@ -83,7 +83,14 @@ def identity(
     ``unopened``: cards that the driver counts but cannot open, by index, with the reason.
     """
     findings: list[Finding] = []
+    first: dict[str, str] = {}
     for position, (promise, gpu) in enumerate(zip(promised, match(promised, found), strict=True)):
+        if gpu is not None and first.setdefault(gpu.uuid, promise.label) != promise.label:
+            detail = f"{first[gpu.uuid]} and {promise.label} of the rig file are this one card"
+            findings.append(
+                Finding("gpu-twice", "fail", gpu.label, detail, "name each card once in [[gpus]], best by its whole uuid")
+            )
+            continue
         if gpu is None:
             findings.append(_absent(promise, found, unopened or {}))
             continue
@@ -95,7 +102,7 @@ def identity(
     extra = [gpu.label for gpu in found if not any(same_gpu(promise, gpu) for promise in promised)]
     if extra:
         findings.append(Finding("gpu-extra", "info", ", ".join(extra), "present, not promised in the rig file"))
-    present = sum(gpu is not None for gpu in match(promised, found))
+    present = len({gpu.uuid for gpu in match(promised, found) if gpu is not None})
     return conclude(
         findings,
         good=f"{present} of {len(promised)} promised GPUs are present and themselves",
@@ -238,7 +245,9 @@ def power_limit(
     measured = {} if worst is None else {"enforced_power_limit_w": Measurement(worst, "W")}
     return conclude(
         findings,
-        good=f"{len(promised)} GPUs enforce {watts:g} W",
+        good="power limits: waived in the rig file"
+        if "power_limit" in unavailable
+        else f"{len(promised)} GPUs enforce {watts:g} W",
         quantity="enforced_power_limit_w" if measured else None,
         measured=measured,
         limit=Limit("==", watts, "W"),

@@ -87,7 +87,9 @@ def _memory(was: FoundMemory | None, now: FoundMemory) -> list[Finding]:
             findings.append(Finding("rows", "fail", now.label, detail, "reset the card (nvidia-smi --gpu-reset) or reboot"))
     elif "rows" not in now.unsupported:
         findings.append(unknown("ecc", now.label, "remapped rows", now.unreadable.get("rows")))
-    if now.uncorrected is not None and now.ecc:
+    if now.uncorrected is not None and now.ecc and was is not None and _lost_count(was, now):
+        findings.append(unknown("ecc", now.label, "memory errors since the run began", Unreadable(_lost_count(was, now))))
+    elif now.uncorrected is not None and now.ecc:
         begin = was.uncorrected if was is not None and was.uncorrected is not None else now.uncorrected
         grown = now.uncorrected - begin
         if grown > 0:
@@ -104,6 +106,15 @@ def _memory(was: FoundMemory | None, now: FoundMemory) -> list[Finding]:
     return findings
 
 
+def _lost_count(was: FoundMemory, now: FoundMemory) -> str:
+    """Why two counts of a card cannot be compared; "" = they can."""
+    if was.uncorrected is None and "uncorrected" not in was.unsupported:
+        return "it could not be read when the run began"
+    if was.uncorrected is not None and now.uncorrected is not None and now.uncorrected < was.uncorrected:
+        return "the count went backwards (a driver reload or a reset of the card)"
+    return ""
+
+
 def repeats(
     before: Mapping[str, int], after: Mapping[str, int], seconds: float, *, unavailable: frozenset[str] = frozenset()
 ) -> list[Finding]:
@@ -118,7 +129,7 @@ def repeats(
     for label, count in after.items():
         grown = count - before.get(label, count)
         pcie = label.endswith("PCIe replays")
-        if grown <= 0 or ("pcie" if pcie else "nvlink_errors") in unavailable:
+        if grown <= 0 or waived(pcie, unavailable):
             continue
         checksum = label.endswith(("crc flit", "crc data"))
         if checksum and grown / max(seconds, 1.0) < CRC_PER_S:
@@ -138,6 +149,11 @@ def repeats(
     if mended:
         findings.append(Finding("nvlink-checksums", "info", "NVLink", checksums(mended, f"in {seconds:.0f} s")))
     return findings
+
+
+def waived(pcie: bool, unavailable: frozenset[str]) -> bool:
+    """The owner has given up counters of PCIe (``pcie_replays``, or ``pcie`` as a whole) or of NVLink (``nvlink_errors``)."""
+    return bool(unavailable & ({"pcie", "pcie_replays"} if pcie else {"nvlink_errors", "nvlink"}))
 
 
 def went_down(before: frozenset[str], after: frozenset[str]) -> list[Finding]:

@@ -13,6 +13,10 @@ MOST_PCT = 5.0
 """Share of the time, in percent, for which heat or a brake may hold a card; any less is a warning."""
 IDLE = 0.5
 """A card that was idle for more of the time than this did not work: then nothing is known of what limits it."""
+STILL = 0.95
+"""A card that was idle for more of the time than this did nothing at all."""
+LEAST_KNOWN = 0.5
+"""Share of the measured time of which it must have been read what limits the clocks: of less nothing is claimed."""
 LEAST_S = 1.0
 """Two samples: one reading at an unlucky moment fails nobody."""
 WARMING_C = 3.0
@@ -43,14 +47,15 @@ _COUNTED = {
 
 
 class Worked(Value, frozen=True, kw_only=True):
-    """One card over a load of ``seconds``. ``reasons``: shares of that time (0 to 1) by clocks event reason, empty = not readable.
+    """One card over a load of ``seconds``. ``reasons``: shares (0 to 1) by clocks event reason, empty = not readable.
 
-    ``violations_s``: by how much NVML's violation counters grew, where the card has them. None = not read. Degrees Celsius, MHz, W.
+    Shares are of ``known_s``, the seconds of the load for which they were read (None = of all of it). ``violations_s``: by how much NVML's violation counters grew, where the card has them. None = not read. Degrees Celsius, MHz, W.
     """
 
     label: str
     seconds: float
     reasons: dict[str, float] = {}
+    known_s: float | None = None
     why_unreadable: str = ""
     violations_s: dict[str, float] = {}
     mean_w: float | None = None
@@ -62,16 +67,22 @@ class Worked(Value, frozen=True, kw_only=True):
     end_c: float | None = None
 
 
-def throttling(cards: Sequence[Worked], *, unavailable: frozenset[str] = frozenset()) -> Judgement:
+def throttling(cards: Sequence[Worked], *, all_work: bool = False, unavailable: frozenset[str] = frozenset()) -> Judgement:
     """Nothing but the power cap limited the cards: heat, slowdown and power brake held none for more than 5 % of the time.
 
-    Unreadable reasons make it inconclusive, unless ``clocks_event_reasons`` is waived. A cap that never bound is told.
+    Unreadable reasons make it inconclusive, unless ``clocks_event_reasons`` is waived. A cap that never bound is told. ``all_work``:
+    each card is one rank of a tensor parallel group, which works for every token: one that idles beside working ones fails.
     """
     findings: list[Finding] = []
     if not cards:
         findings.append(unknown("clocks_event_reasons", "GPUs", "what limits the clocks", Unreadable("no serving card worked")))
+    worker = next((card.label for card in cards if card.reasons and card.reasons.get("gpu_idle", 0.0) <= IDLE), None)
     for card in cards:
-        findings.extend(_card(card, unavailable))
+        still = all_work and _known(card) and card.reasons.get("gpu_idle", 0.0) > STILL
+        if still and worker is not None and "clocks_event_reasons" not in unavailable:
+            findings.append(idled(card.label, worker))
+        else:
+            findings.extend(_card(card, unavailable))
     findings.extend(_warming(cards))
     worst = max((100 * _held(card) for card in cards if card.reasons), default=None)
     measured = _numbers(cards)
@@ -86,6 +97,24 @@ def throttling(cards: Sequence[Worked], *, unavailable: frozenset[str] = frozens
     )
 
 
+def idled(label: str, worker: str) -> Finding:
+    """A rank that did nothing while the others decoded: its share of the model is computed elsewhere, or not at all."""
+    detail = f"idled while the server worked ({worker} did not)"
+    remedy = (
+        "look who computes there (nvidia-smi), at the server's --tp-size and CUDA_VISIBLE_DEVICES, and at its log for a lost rank"
+    )
+    return Finding("gpu-idle", "fail", label, detail, remedy)
+
+
+def _known(card: Worked) -> bool:
+    """What limits the clocks was read for enough of the time."""
+    return bool(card.reasons) and _known_s(card) >= LEAST_KNOWN * card.seconds
+
+
+def _known_s(card: Worked) -> float:
+    return card.seconds if card.known_s is None else card.known_s
+
+
 def _card(card: Worked, unavailable: frozenset[str]) -> list[Finding]:
     if not card.reasons:
         if "clocks_event_reasons" in unavailable:
@@ -96,6 +125,9 @@ def _card(card: Worked, unavailable: frozenset[str]) -> list[Finding]:
         idle = f"it was idle for {card.reasons['gpu_idle'] * 100:.0f} % of the measured time"
         return [unknown("clocks_event_reasons", card.label, "what limits the clocks under load", Unreadable(idle))]
     findings = [*_reasons(card), *_counted(card, unavailable)]
+    if not _known(card) and "clocks_event_reasons" not in unavailable:
+        gap = f"it was read for {_known_s(card):.1f} s of {card.seconds:.1f} s only"
+        return [*findings, unknown("clocks_event_reasons", card.label, "what limits the clocks", Unreadable(gap))]
     if card.reasons.get("sw_power_cap", 0.0) == 0.0 and not any(each.severity == "fail" for each in findings):
         drawn = ""
         if card.mean_w is not None and card.limit_w is not None:
@@ -115,7 +147,7 @@ def _reasons(card: Worked) -> list[Finding]:
         detail = f"{reason} held the clocks for {share * 100:.0f} % of the time"
         if card.start_c is not None and "thermal" in reason:
             detail += f", at {max(card.start_c, card.end_c or 0.0):g} °C"
-        failed = reason in HOLDING and _too_long(share * card.seconds, card.seconds)
+        failed = reason in HOLDING and _too_long(share * _known_s(card), _known_s(card))
         remedy = HOLDING.get(reason) or UNUSUAL.get(reason, "see nvidia-smi -q -d PERFORMANCE")
         findings.append(Finding("clocks", "fail" if failed else "warn", card.label, detail, remedy))
     return findings

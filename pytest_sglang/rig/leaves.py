@@ -20,6 +20,7 @@ KNOWN_READINGS: tuple[str, ...] = (
     "energy_counter",
     "nvlink_errors",
     "pcie",
+    "pcie_replays",
     "temperature",
     "clocks_event_reasons",
     "processes",

@@ -1,6 +1,6 @@
 """Wait until a server is ready; notice at once when it died, and soon when it hangs.
 
-One wait is one state machine (process, log, port, sign, proof, silence): over 400 lines, since cutting it would only pass its state around.
+One wait is one state machine: process, log, port, sign, proof, silence.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ import msgspec
 
 from pytest_sglang.record import units
 from pytest_sglang.record.clock import Clock
-from pytest_sglang.record.values import Finding, Phase, Startup, Value
+from pytest_sglang.record.values import Finding, Phase, Startup
 from pytest_sglang.server import control, deaths, identity, phases, processes, watchdog
 from pytest_sglang.server.control import Controller, ControlState
-from pytest_sglang.server.http import Completion, ControlPlane
+from pytest_sglang.server.http import ControlPlane
 from pytest_sglang.server.log import LogSource
 from pytest_sglang.server.phases import Timeline
+from pytest_sglang.server.proof import Proof, Prover, Sign
 from pytest_sglang.server.start import (
     FailureKind,
     LogWatch,
@@ -44,26 +45,18 @@ POLL_S = 0.05
 """Wall seconds between two looks at process and log: a death is noticed well within 1 s."""
 PROBE_S = 0.1
 """Wall seconds between two connection attempts or status questions: the moment of readiness is right within 0.3 s."""
+LAUNCH_S = 5.0
+"""Wall seconds within which its owner shows the process of a start."""
 CONFIRMATIONS = 3
 """Tries to get an exact completion after the first sign of readiness."""
 FOUND_LATE_S = 60.0
 """Wall seconds for a server whose launch is long over every budget when it is looked at first: busy, it answers slowly."""
+CLOCK_STEP_S = 1.0
+"""A clock that is slewed stays below: 0.5 ms a second (adjtime(3)) over a cold start of half an hour."""
+CLOCK_SET = "clock-set"
+"""Kind of the finding of a start whose times mean nothing."""
 LATE_HEALTH_S = 5.0
 """A /health that answers 200 after more than this has waited for a token: it looks for one once a second."""
-
-
-class _Sign(Value, frozen=True):
-    status: int | None
-    asked_at: float
-    seconds: float
-    path: str
-
-
-class _Proof(Value, frozen=True):
-    completion: Completion
-    ended_at: float
-    why: str
-    """Why it is none; "" = proved."""
 
 
 class _Wait:
@@ -90,10 +83,11 @@ class _Wait:
         self.controller, self.plane, self.clock, self.launched_at = controller, plane, clock, launched_at
         self.budget_s, self.silence_s, self.give_up_s, self.expected_s = budget_s, silence_s, give_up_s, expected_s
         self.phases_s, self.expected_tokens, self.watched, self.progress = phases_s, expected_tokens, watched, progress
+        self.prover = Prover(plane, clock, expected_tokens, timeout_s=max(60.0, min(silence_s, 600.0)))
         self.watchdog = Watchdog(clock, silence_s, activity)
         self.observed = controller.log_at_start is not None
         self.source, self.log = log, LogWatch(log, controller.log_at_start, launched_at)
-        self.begun = time.monotonic()
+        self.begun, self.begun_rig = time.monotonic(), clock.time()
         self.patience_s = FOUND_LATE_S if self.elapsed_s > give_up_s else watchdog.MIN_SILENCE_WALL_S
         self.process: psutil.Process | None = None
         self.kills: deaths.Kills | None = None
@@ -101,13 +95,13 @@ class _Wait:
         self.restarts = 0 if self.observed and controller.kind == "systemd" else controller.state().restarts
         self.port_open_at: float | None = None
         self.ready_at: float | None = None
-        self.sign: Task[_Sign] | None = None
-        self.proof: Task[_Proof] | None = None
-        self.proofs: list[_Proof] = []
-        self.last_sign: _Sign | None = None
+        self.sign: Task[Sign] | None = None
+        self.proof: Task[Proof] | None = None
+        self.proofs: list[Proof] = []
+        self.last_sign: Sign | None = None
         self.first_request_s: float | None = None
         self.held_up_s = 0.0
-        self.has_flag = True
+        self.crowded = ""
         self.seen_unready = False
         self.timeline: Timeline | None = None
         self._next = dict.fromkeys(("state", "log", "port", "tell", "proof"), 0.0)
@@ -151,14 +145,18 @@ class _Wait:
         if state.pid is not None:
             if self.process is None:
                 self._adopt(state.pid)
+                if self.observed and (state.restarts or 0) > (self.restarts or 0):
+                    raise self._died(state)  # the one that was started is gone already
                 return
             raise self._died(state)  # its owner has started it again
         if state.active and self.process is None:
             return  # hidden from us, or its owner is still about to start it
         if self.process is not None:
             raise self._died(state)
-        ended = state.result not in ("", "success", "unreadable")
-        if self.controller.kind != "attach" and (ended or time.monotonic() - self.begun > 5.0):
+        if state.result == "unreadable":
+            return  # a service manager that does not answer says nothing of the server: silence and budget end the wait
+        ended = state.result not in ("", "success")
+        if self.controller.kind != "attach" and (ended or time.monotonic() - self.begun > LAUNCH_S):
             raise self._died(state)
 
     def _adopt(self, pid: int) -> None:
@@ -226,7 +224,7 @@ class _Wait:
             return self._look_at_proof()
         if self.sign is None:
             if self._due("port", PROBE_S):
-                self.sign = Task(self._ask)
+                self.sign = Task(self.prover.ask)
             return None
         sign = self.sign.result()
         if sign is None:
@@ -239,7 +237,7 @@ class _Wait:
             self.ready_at = self.ready_at or sign.asked_at
             if sign.path == "/health" and sign.seconds > LATE_HEALTH_S and self.first_request_s is None:
                 self.first_request_s = sign.seconds  # it generated a token
-            self.proof = Task(self._prove)
+            self.proof = Task(self.prover.prove)
         return None
 
     def _try_port(self) -> None:
@@ -251,7 +249,7 @@ class _Wait:
             self.seen_unready = True
             return
         moment = self.clock.time()
-        if self.process is None and self.controller.kind != "attach" and time.monotonic() - self.begun < 5.0:
+        if self.process is None and self.controller.kind != "attach" and time.monotonic() - self.begun < LAUNCH_S:
             return  # whose port it is can be told only when the server's own process is known
         other = identity.stranger(
             self.plane.url, self.process.pid if self.process else None, container=self.controller.kind == "container"
@@ -264,27 +262,6 @@ class _Wait:
         self.port_open_at = moment
         self.watchdog.alive()
 
-    def _ask(self) -> _Sign:
-        """One status question: the flag of 0.5.20 and later, else /health, which answers 503 at once while the server starts."""
-        asked_at = self.clock.time()
-        if self.has_flag:
-            flag = self.plane.probe("/ready", self.plane.timeout_s)
-            if flag.status != 404:
-                return _Sign(flag.status, asked_at, flag.seconds, "/ready")
-            self.has_flag = False
-        health = self.plane.probe("/health")
-        return _Sign(health.status, asked_at, health.seconds, "/health")
-
-    def _prove(self) -> _Proof:
-        """An exact completion, the first request of all; then /health, where it was not the sign itself."""
-        completion = self.plane.complete(self.expected_tokens, timeout_s=max(60.0, min(self.silence_s, 600.0)))
-        ended_at, why = self.clock.time(), ""
-        if not completion.ok:
-            why = f"a completion is not what was asked for: {completion.why}"
-        elif self.has_flag and (status := self.plane.health()) != 200:
-            why = f"/health {'does not answer' if status is None else f'answers {status}'}"
-        return _Proof(completion, ended_at, why)
-
     def _look_at_proof(self) -> Startup | None:
         proof = self.proof.result() if self.proof is not None else None
         if proof is None:
@@ -292,6 +269,7 @@ class _Wait:
         self.proof = None
         if self.first_request_s is None:
             self.first_request_s = max(proof.completion.seconds - self.held_up_s, 0.5 * proof.completion.seconds) or None
+            self.crowded = proof.others
         if not proof.why:
             return self._is_ready(proof)
         self.proofs.append(proof)
@@ -301,7 +279,7 @@ class _Wait:
             raise self._failed("not ready", f"it says that it is ready, but {proof.why}", self._read())
         return None
 
-    def _is_ready(self, proof: _Proof) -> Startup:
+    def _is_ready(self, proof: Proof) -> Startup:
         self.log.poll()
         info, samples = self.plane.server_info(), self.plane.metrics()
         version = info.get("version") if isinstance(info, dict) else None
@@ -310,9 +288,27 @@ class _Wait:
                 controller=self.controller, log=self.source, clock=self.clock, version=version, info=info, samples=samples
             )
         timeline = self._read(version=version)
+        set_by_s = self._clock_set_by()
+        if abs(set_by_s) > CLOCK_STEP_S:
+            return self._untimed(timeline, set_by_s)
         account, disagree = own_account(info, samples, timeline)
         startup = self._startup(timeline, first_token_at=proof.ended_at)
         return msgspec.structs.replace(startup, timings=account, findings=(*startup.findings, *disagree))
+
+    def _clock_set_by(self) -> float:
+        """Seconds by which somebody has set the machine's clock since the wait began (a simulated rig's runs on its own)."""
+        if self.clock.simulated:
+            return 0.0
+        return (self.clock.time() - self.begun_rig) - (time.monotonic() - self.begun)
+
+    def _untimed(self, timeline: Timeline, set_by_s: float) -> Startup:
+        """It is ready, and no moment of it can be told from another: its times are stamps of a clock that jumped."""
+        detail = f"the machine's clock was set by {set_by_s:+.1f} s during the start: it was not timed"
+        told = Finding(CLOCK_SET, "warn", "clock", detail, "let NTP settle (timedatectl), then run again")
+        startup = self._startup(timeline)
+        return msgspec.structs.replace(
+            startup, port_open_s=None, phases=(), first_request_why=startup.first_request_why, findings=(*startup.findings, told)
+        )
 
     # --- slow or stuck? ----------------------------------------------------------------------------------------------------
 
@@ -372,7 +368,8 @@ class _Wait:
             capture_s=timeline.capture_s,
             findings=(*timeline.findings, *unreadable(self.source, self.log.lines())),
             observed=True,
-            first_request_s=self.first_request_s,
+            first_request_s=None if self.crowded else self.first_request_s,
+            first_request_why=self.crowded,
             request_tokens=self.expected_tokens,
         )
 

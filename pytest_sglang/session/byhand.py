@@ -13,6 +13,7 @@ from pytest_sglang.cache.aside import AsideError, Moved
 from pytest_sglang.cache.locate import CachePlace
 from pytest_sglang.cache.machine import Machine
 from pytest_sglang.cache.users import users_of
+from pytest_sglang.session import everybody
 from pytest_sglang.session import journal as journals
 from pytest_sglang.session.errors import Refused
 from pytest_sglang.session.journal import Journal
@@ -123,6 +124,11 @@ def _run_of(path: str) -> str | None:
             if file.owner.alive():
                 return f"a run that is not over, {file.owner.describe(file.entries[0].at)}"
             return "a run that died (put back what it has changed: pytest-sglang undo)"
+    for user, file in everybody.foreign():
+        if any(entry.kind == "cache_aside" and entry.after == path for entry in file.open) and file.owner is not None:
+            if file.owner.alive():
+                return f"a run of {user} that is not over, {file.owner.describe(file.entries[0].at)}"
+            return f"a run of {user} that died ({user} puts back what it has changed: pytest-sglang undo)"
     return None
 
 
@@ -136,7 +142,8 @@ class _Changing:
 
     def __init__(self, locks: Sequence[str]) -> None:
         self._owner = Owner.me(f"cache-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{secrets.token_hex(2)}")
-        self._locks = RigLocks(state_dir(), list(locks)) if locks else None
+        simulated = any(each.startswith("simulated ") for each in locks)
+        self._locks = RigLocks(state_dir(), list(locks), None if simulated else everybody.shared_dir()) if locks else None
         self._journal = Journal(state_dir(), self._owner)
 
     def __enter__(self) -> Journal:

@@ -114,7 +114,7 @@ def of_server(options: RunOptions) -> Iterator[Opened]:
             what,
             view.places,
             view.machine,
-            (f"server {rig.server.url}",),
+            (f"{'simulated ' if simulation is not None else ''}server {rig.server.url}",),
             view,
             view.running(),
             simulated=simulation is not None,

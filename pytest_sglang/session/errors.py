@@ -23,6 +23,10 @@ class Inconclusive(SessionError):
         self.because = because
 
 
+class NotPutBack(Inconclusive):
+    """Something of the rig could not be put back now: it stays in the journal, for the guard and ``pytest-sglang undo``."""
+
+
 class CheckFailed(SessionError):
     """The promise is not kept; the message has measured, limit and cause."""
 

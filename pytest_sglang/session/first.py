@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 PROMPT_TOKENS = 8
 LEAST, MOST = 4, 20
 """Requests after the first one."""
+LOOK_S = 0.1
+"""Wall seconds between two looks at the server's load: as many as during the first request, which had to bear them too."""
+MOST_DISTURBED = 5
+"""So many requests beside somebody else's end it: the ratio would be theirs."""
 LONGEST_S = 30.0
 """Wall seconds after which they are not waited for any longer; a request under way is."""
 SAME = 1.5
@@ -32,7 +36,7 @@ WARN = 3.0
 def measured(startup: Startup, deployment: Deployment) -> Startup:
     """``startup`` with the ratio of its first request to later ones of the same size, sent now, one at a time."""
     if startup.first_request_s is None or startup.request_tokens is None:
-        return msgspec.structs.replace(startup, first_request_why="the first request was not timed")
+        return msgspec.structs.replace(startup, first_request_why=startup.first_request_why or "the first request was not timed")
     try:
         later, why = _later(deployment, startup.request_tokens, _known_s(startup, deployment))
     finally:
@@ -70,17 +74,25 @@ def settled(later_s: Sequence[float], known_s: float | None = None) -> bool:
 def _later(deployment: Deployment, tokens: int, known_s: float | None) -> tuple[list[float], str]:
     """Seconds of requests until they take the same time; or why there are none."""
     from pytest_sglang.load import client, prompts
+    from pytest_sglang.load.measure import FOREIGN, Watch
 
     server = deployment.server
     target = client.Target(url=server.url, api="completions", model=server.model, api_key=deployment.plane.api_key)
     later: list[float] = []
     seed, deadline = random.SystemRandom().randrange(2**32), time.monotonic() + LONGEST_S
+    sent = disturbed = 0
     while len(later) < MOST and (len(later) < 3 or time.monotonic() < deadline):
         deployment.progress(f"first requests after ready: {len(later) + 1}")
-        text = prompts.make_prompts(1, PROMPT_TOKENS, seed=seed + len(later))
-        done = client.run_round(target, text, tokens, index=len(later), timeout_s=2 * LONGEST_S)
+        text, sent = prompts.make_prompts(1, PROMPT_TOKENS, seed=seed + sent), sent + 1
+        with Watch(deployment.plane.running_requests, 1, LOOK_S) as watch:
+            done = client.run_round(target, text, tokens, index=len(later), timeout_s=2 * LONGEST_S)
         if done.invalid_because is not None:
             return later, f"a request after the first one is no sample: {done.invalid_because}"
+        if watch.disturbed:
+            disturbed += 1
+            if disturbed >= MOST_DISTURBED:
+                return later, f"{FOREIGN}: {disturbed} of the {sent} requests after the first one ran beside it"
+            continue
         later.append(done.end_s - done.begin_s)
         if settled(later, known_s):
             return later, ""

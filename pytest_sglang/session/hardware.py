@@ -47,6 +47,9 @@ class Hardware:
         )
         wanted = rig.server.gpus if rig.server is not None and rig.server.gpus is not None else None
         self._serving = tuple(range(len(self.promised))) if wanted is None else wanted
+        tp = rig.server.tp if rig.server is not None else None
+        self.all_work = tp is not None and tp == len(self._serving)
+        """Each serving card is one rank of the tensor parallel group: then all of them work for every token."""
         self.memory_before: tuple[FoundMemory, ...] = tuple(health.memory(self)[0])
         """Memory errors of the promised cards as the run found them."""
 

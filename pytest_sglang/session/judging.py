@@ -209,9 +209,23 @@ def _one_gain(name: str, minimum: float, baseline: str | None, measured: Through
     others = judge_gain.comparable(_key(deployment), judge_gain.key_of(before), differs)
     if others:
         return inconclusive(f"{name}: not comparable with {baseline}: {'; '.join(others)}")
+    unfit = unsound(measured) or measured.unsettled
+    if unfit:
+        return inconclusive(f"{name}: this run's measurement is no sample: {unfit}")
+    unfit = _unfit(saved[-1]["throughput"])
+    if unfit:
+        return inconclusive(f"{name}: the measurement in {baseline} is no sample: {unfit}")
     now = [each.decode_tok_s for each in measured.rounds if each.decode_tok_s is not None]
     then = [each["decode_tok_s"] for each in saved[-1]["throughput"]["rounds"] if each["decode_tok_s"] is not None]
     return judge_gain.gain(now, then, minimum, deployment.rig.workload.confidence, name=name)
+
+
+def _unfit(saved: dict[str, Any]) -> str | None:
+    """Why nothing may be claimed from a measurement as run.json keeps it."""
+    if saved.get("failed"):
+        return f"{saved['failed']} failed request(s)"
+    unsettled = saved.get("unsettled")
+    return str(unsettled) if unsettled else None
 
 
 def _key(deployment: Deployment) -> dict[str, Any]:
@@ -257,7 +271,11 @@ def identity(found: Identity, promise: ServerPromise, deployment: Deployment) ->
             measured=measured,
             findings=found.findings,
         )
-    hidden = [name for name in ("tp", "torch_compile") if getattr(promise, name) is not None and getattr(found, name) is None]
+    hidden = [
+        name
+        for name in ("served_name", "tp", "torch_compile")
+        if getattr(promise, name) is not None and getattr(found, name) is None
+    ]
     if hidden:
         reasons = "; ".join(found.unreadable) or "/server_info does not tell"
         return Judgement(

@@ -10,7 +10,7 @@ from pytest_sglang.cache import aside
 from pytest_sglang.record.values import Finding
 from pytest_sglang.session import past
 from pytest_sglang.session.cacheview import CacheView, Source
-from pytest_sglang.session.errors import Inconclusive, NotChecked
+from pytest_sglang.session.errors import Inconclusive, NotChecked, NotPutBack
 
 if TYPE_CHECKING:
     from pytest_sglang.cache.aside import Moved
@@ -53,6 +53,7 @@ class TritonCache(CacheView):
         deployment = self._deployment
         if not deployment.options.may_go_cold and not deployment.controller.run_owned:
             raise NotChecked("the caches are not set aside without --sglang-allow-cold")
+        self._keep = False
         places = self.places
         state = deployment.controller.state()
         if state.result == "unreadable" and not state.active:
@@ -84,37 +85,58 @@ class TritonCache(CacheView):
                 deployment.server.come_back()
 
     def put_back(self) -> None:
-        """Restore what is set aside, newest first: the server is stopped for it, unless the new caches are to stay."""
+        """Restore what is set aside, newest first: the server is stopped for it, unless the new caches are to stay.
+
+        Raises NotPutBack naming every cache that could not be restored, when the others have been.
+        """
         deployment = self._deployment
         from pytest_sglang.session import stopping
 
         if not self.aside:
             return
-        active = deployment.controller.state().active
+        active, in_use = deployment.controller.state().active, False
         if not self._keep and active and not deployment.controller.run_owned:
             try:
                 stopping.until_quiet(deployment, never_ready=deployment.server.starting)
             except Inconclusive as busy:
-                self._keep = True
-                deployment.not_put_back("caches", f"{busy}, so the caches of before stay set aside")
-        if self._keep:
-            for entry, moved in self.aside:
-                deployment.journal.resolve(entry.id, f"new caches kept, the old ones stay at {moved.aside}")
-                told = Finding(
-                    "caches-kept", "warn", str(moved.original), f"the old cache is kept at {moved.aside}", f"rm -r {moved.aside}"
-                )
-                deployment.recorder.findings((told,))
-            self.aside.clear()
+                in_use = True
+                remedy = "when nobody needs the server: stop it, then pytest-sglang cache restore"
+                deployment.not_put_back("caches", f"{busy}, so the caches of before stay set aside", remedy)
+        kept, failed = self._keep or in_use, []
+        if kept:
+            self._leave(in_use)
         else:
             if active:
                 deployment.recorder.findings(stopping.stop(deployment))
-            while self.aside:
-                entry, moved = self.aside[-1]
-                aside.restore([moved])
-                deployment.journal.resolve(entry.id, "put back")
-                self.aside.pop()
+            failed = self._restore()
         if deployment.started_entry is not None:
-            deployment.journal.resolve(deployment.started_entry.id, "kept" if self._keep else "stopped again")
+            deployment.journal.resolve(deployment.started_entry.id, "kept" if kept else "stopped again")
             deployment.started_entry = None
-        if self._keep and deployment.controller.state().active:
+        if kept and deployment.controller.state().active:
             deployment.server_is_back()
+        if failed:
+            raise NotPutBack("; ".join(failed))
+
+    def _leave(self, in_use: bool) -> None:
+        """The old caches stay where they are: their owner wants the new ones, or somebody works on them."""
+        deployment = self._deployment
+        for entry, moved in self.aside:
+            deployment.journal.resolve(entry.id, f"new caches kept, the old ones stay at {moved.aside}")
+            remedy = "pytest-sglang cache restore" if in_use else f"rm -r {moved.aside}"
+            told = Finding("caches-kept", "warn", str(moved.original), f"the old cache is kept at {moved.aside}", remedy)
+            deployment.recorder.findings((told,))
+        self.aside.clear()
+
+    def _restore(self) -> list[str]:
+        """Put back every cache that can be, newest first; one sentence for each that cannot, which stays in ``aside`` and the journal."""
+        left: list[tuple[Entry, Moved]] = []
+        failed: list[str] = []
+        for entry, moved in reversed(self.aside):
+            try:
+                aside.restore([moved])
+                self._deployment.journal.resolve(entry.id, "put back")
+            except Exception as error:  # one that is stuck must not keep the others from their places
+                left.append((entry, moved))
+                failed.append(str(error) if isinstance(error, aside.AsideError) else f"{moved.original}: {error}")
+        self.aside[:] = reversed(left)
+        return failed

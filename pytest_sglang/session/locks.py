@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import hashlib
 import json
 import os
-import re
 import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from pytest_sglang.session import everybody
 from pytest_sglang.session.errors import SessionError
+from pytest_sglang.session.everybody import SharedHolder
 from pytest_sglang.session.state import Owner, ensure, not_in_forks, unusable
 
 
@@ -27,13 +27,15 @@ class Holder(NamedTuple):
 class LockHeld(SessionError):
     """A lock of the rig is held by another run; nothing was locked and nothing was changed."""
 
-    def __init__(self, name: str, holder: Holder | None, path: Path) -> None:
+    def __init__(self, name: str, holder: Holder | SharedHolder | None, path: Path) -> None:
         self.name = name
-        self.owner = holder.owner if holder is not None else None
+        self.owner = holder.owner if isinstance(holder, Holder) else None
         super().__init__(_held_message(name, holder, path))
 
 
-def _held_message(name: str, holder: Holder | None, path: Path) -> str:
+def _held_message(name: str, holder: Holder | SharedHolder | None, path: Path) -> str:
+    if isinstance(holder, SharedHolder):
+        return f"{name} is in use by another run, {holder.describe()} ({path}). Wait for it to end"
     if holder is None:
         return f"{name} is in use by another run (who it is: fuser {path}); wait for it to end"
     if holder.owner.alive():
@@ -49,8 +51,7 @@ def _held_message(name: str, holder: Holder | None, path: Path) -> str:
 
 def lock_path(state_dir: Path, name: str) -> Path:
     """The file of a lock: readable, and distinct for every name."""
-    readable = re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")[:60]
-    return state_dir / "locks" / f"{readable}-{hashlib.sha256(name.encode()).hexdigest()[:8]}.lock"
+    return state_dir / "locks" / everybody.lock_name(name)
 
 
 def holder(state_dir: Path, name: str) -> Holder | None:
@@ -71,10 +72,13 @@ def holder(state_dir: Path, name: str) -> Holder | None:
 
 
 class RigLocks:
-    """The locks of one run, all or none. The kernel lets go of them when the process dies, however it dies."""
+    """The locks of one run, all or none. The kernel lets go of them when the process dies, however it dies.
 
-    def __init__(self, state_dir: Path, names: Iterable[str]) -> None:
-        self.state_dir = state_dir
+    ``shared``: a directory in which they are locked once more, for users whose state directories are elsewhere.
+    """
+
+    def __init__(self, state_dir: Path, names: Iterable[str], shared: Path | None = None) -> None:
+        self.state_dir, self._shared = state_dir, shared
         # sorted: two runs that want overlapping sets never each hold what the other waits for
         self.names = sorted(set(names))
         self._descriptors: dict[str, int] = {}
@@ -89,6 +93,7 @@ class RigLocks:
         folder = ensure(ensure(self.state_dir) / "locks")
         try:
             dead = {self._take(lock_path(self.state_dir, name), name) for name in self.names} - {None}
+            self._take_shared()
             for run_id in dead:
                 self._settle(str(run_id))
             self._sign(owner)
@@ -113,13 +118,24 @@ class RigLocks:
         before = _read(descriptor)
         return None if before is None or before.owner.alive() else before.owner.run_id
 
+    def _take_shared(self) -> None:
+        if self._shared is None:
+            return
+        for name in self.names:
+            path = everybody.shared_path(self._shared, name)
+            taken = everybody.take(path)
+            if isinstance(taken, SharedHolder):
+                raise LockHeld(name, taken, path)
+            self._descriptors[f"shared {name}"] = taken
+
     def _settle(self, run_id: str) -> None:
         from pytest_sglang.session.undo import undo
 
         undo(self.state_dir, run_id=run_id)
 
     def _sign(self, owner: Owner) -> None:
-        for name, descriptor in self._descriptors.items():
+        for name in self.names:
+            descriptor = self._descriptors[name]
             content = json.dumps({"name": name, "at": time.time(), "owner": owner.plain()}) + "\n"
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, content.encode(), 0)

@@ -214,7 +214,8 @@ class _Session:
     def _watched(self) -> Iterator[None]:
         """Looks meanwhile whether the server has requests that are not ours."""
         self.foreign_known = self.plane.running_requests() is not None
-        with Watch(self.plane.running_requests, self.workload.streams, FOREIGN_POLL_S) as watch:
+        own = min(self.workload.streams, self.workload.requests)
+        with Watch(self.plane.running_requests, own, FOREIGN_POLL_S) as watch:
             yield
         if watch.disturbed:
             self.inconclusive.append(f"{FOREIGN}: the server had more requests than these")

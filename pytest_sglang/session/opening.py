@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 from pytest_sglang.record import run as records
 from pytest_sglang.record.clock import Clock, SystemClock
 from pytest_sglang.record.run import Run
+from pytest_sglang.record.values import Finding
 from pytest_sglang.rig.model import Rig
-from pytest_sglang.session import hardware, simulated, sources, standing
+from pytest_sglang.session import everybody, hardware, simulated, sources, standing
 from pytest_sglang.session.deployment import Deployment, Progress
 from pytest_sglang.session.errors import Refused
 from pytest_sglang.session.guard import Guard
@@ -46,6 +47,9 @@ def open_run(rig: Rig, options: RunOptions, *, progress: Progress) -> tuple[Depl
     owner = Owner.me(name)
     simulated.check_faults(options.faults)
     undo(directory, tell=lambda outcome: progress(f"left by an earlier run: {outcome.detail}"))
+    left = everybody.left_by_others() if not options.simulated else []
+    for each in left:
+        progress(each)
     folder = options.report_dir / name
     folder.mkdir(parents=True)
     journal = Journal(directory, owner)
@@ -55,7 +59,9 @@ def open_run(rig: Rig, options: RunOptions, *, progress: Progress) -> tuple[Depl
         if options.simulated:
             simulation = simulated.open_rig(options, journal, progress)
             rig = simulated.promised(rig, simulation)
-        return _open(rig, options, name, folder, owner, journal, guard, simulation, progress)
+        deployment, recorder = _open(rig, options, name, folder, owner, journal, guard, simulation, progress)
+        recorder.findings(tuple(Finding("left-by-others", "warn", "state directories", each) for each in left))
+        return deployment, recorder
     except BaseException:
         if simulation is not None:
             simulation.close(journal)
@@ -82,7 +88,7 @@ def _open(
     if rig.server is not None:
         controller, plane = _server(rig, folder, clock, simulation)
         _reachable(rig, controller, plane, found)
-    locks = _lock(rig, found, owner)
+    locks = _lock(rig, found, owner, None if options.simulated else everybody.shared_dir())
     journal.covers(locks.names)
     run = Run(
         run_id=name,
@@ -160,11 +166,11 @@ def _reachable(rig: Rig, controller: Controller, plane: ControlPlane, found: har
     )
 
 
-def _lock(rig: Rig, found: hardware.Hardware | None, owner: Owner) -> RigLocks:
+def _lock(rig: Rig, found: hardware.Hardware | None, owner: Owner, shared: Path | None) -> RigLocks:
     names = [f"gpu {uuid}" for uuid in (found.uuids if found is not None else ())]
     if rig.server is not None:
         names.append(f"server {rig.server.url}")
-    locks = RigLocks(state_dir(), names)
+    locks = RigLocks(state_dir(), names, shared)
     try:
         locks.acquire(owner)
     except LockHeld as held:

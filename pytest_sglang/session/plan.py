@@ -116,7 +116,10 @@ def _what(rig: Rig, options: RunOptions, check: PlannedCheck, totals: _Totals, c
             if len(options.power_levels_w) > 1 and not workload.soak_s and options.level < 3:
                 totals.seconds += heat.MOST_S / 2
                 heating = f", after {heat.LOOK_S:g} to {heat.MOST_S:g} s of heating"
-            return f"{rounds} to {most} rounds of {workload.output_tokens} tokens, {workload.streams} stream(s){heating}", False
+            return (
+                f"{rounds} to {most} rounds of {workload.output_tokens} tokens, {workload.streams} stream{'s' if workload.streams > 1 else ''}{heating}",
+                False,
+            )
         return "from the same measurement", False
     if spec.stage == "restart":
         if not options.may_restart:

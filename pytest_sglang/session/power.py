@@ -63,12 +63,13 @@ class GpuPower:
     @contextmanager
     def set(self, watts: float) -> Iterator[None]:
         """Every promised GPU at ``watts`` inside the block, as before behind it. Raises NotChecked without --sglang-set-power."""
-        before = len(self._changed)
-        self.ensure(watts, strict=True)
+        before, level_w = len(self._changed), self._level_w
         try:
+            self.ensure(watts, strict=True)
             yield
         finally:
-            self._level_w = None
+            # the level of before stands again, and is not set anew: one that was lost meanwhile must be seen, not mended
+            self._level_w = level_w
             self._put_back(before)
 
     def ensure(self, watts: float, *, strict: bool = False) -> None:
@@ -87,10 +88,7 @@ class GpuPower:
         off = [card for card in self.gpus if not _at(card, watts)]
         if off and (why := control.may_set()) is not None:
             raise Inconclusive(f"the power limit cannot be set: {why}", because="power-limit" if not strict else None)
-        for card in off:
-            before = card.limits().requested_w
-            if isinstance(before, Missing):
-                continue
+        for card, before in self._as_they_are(off, strict):
             entry = deployment.journal.record("power_limit", card.uuid, before, watts, dict(self.hardware.context))
             self._changed.append((entry, card, before))
             try:
@@ -103,6 +101,18 @@ class GpuPower:
         self._level_w = watts
         if off:
             time.sleep(SETTLE_S)
+
+    def _as_they_are(self, cards: list[Card], strict: bool) -> list[tuple[Card, float]]:
+        """Each card with its present limit. Raises Inconclusive where one cannot be read: what was not read cannot be put back."""
+        read = [(card, card.limits().requested_w) for card in cards]
+        found = [(card, watts) for card, watts in read if not isinstance(watts, Missing)]
+        if len(found) < len(read):
+            hidden = "; ".join(f"GPU {card.index}: {watts.reason}" for card, watts in read if isinstance(watts, Missing))
+            raise Inconclusive(
+                f"the power limit is not set: the present one cannot be read, so it could not be put back ({hidden})",
+                because=None if strict else "power-limit",
+            )
+        return found
 
     def _refuse(self, watts: float) -> None:
         """Raise Inconclusive for a level that a card cannot take, or that asks the power supply for more than ``max_total_w``."""
@@ -178,7 +188,8 @@ class GpuPower:
         worked = self._deployment.worked.get(level_w)
         if worked is None:
             raise Inconclusive("no load was put on the cards at this power level")
-        return throttling.throttling(worked, unavailable=self._deployment.rig.unavailable)
+        rig = self._deployment.rig
+        return throttling.throttling(worked, all_work=self.hardware.all_work, unavailable=rig.unavailable)
 
 
 def _at(card: Card, watts: float) -> bool:

@@ -12,6 +12,7 @@ from pytest_sglang.server.control import ControlError
 from pytest_sglang.session import answering, first, judging, starting, stopping
 from pytest_sglang.session.answering import Answering
 from pytest_sglang.session.errors import Inconclusive, NotChecked, ServerDied
+from pytest_sglang.session.serving import Serving
 from pytest_sglang.session.watched import Watched
 
 if TYPE_CHECKING:
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
 
 READY_TOKENS = 16
 """Length of the exact completion that proves readiness."""
-SAME_S = 1.0
-"""A process that has the same pid and was started within so many seconds of the one before is the one before."""
 
 
 class SglangServer:
@@ -36,6 +35,8 @@ class SglangServer:
         """Id of the check in which the server was stopped and did not come back; later checks are inconclusive because of it."""
         self.history: list[Startup] = []
         """Starts that this run made, oldest first."""
+        self.launches: list[tuple[float, str, str]] = []
+        """Every start that this run asked for, failed ones too: rig time, what for, the check it was made in ("" outside one)."""
         self._last_start: Startup | None = None
         self._identity: Identity | None = None
         self._throughputs: dict[tuple[float | None, int, int], Throughput] = {}
@@ -45,7 +46,7 @@ class SglangServer:
         self.asked_at: float | None = None
         """Rig time at which this run asked for the newest start; what answers must have been started after that."""
         self.answering = Answering(deployment)
-        self._before_stop: ControlState | None = None
+        self._before_stop: Serving | None = None
         """The server just before this run stopped it."""
 
     @property
@@ -126,18 +127,26 @@ class SglangServer:
             deployment.stopped_entry = deployment.journal.record(
                 "server", deployment.controller.subject, before, {"active": False}, deployment.controller.description()
             )
-        self._before_stop = deployment.controller.state()
+        self._before_stop = Serving.of(deployment.controller.state())
         try:
             found = stopping.stop(deployment)
         except ControlError:
             self.lost_by = self._check_id("stop")
             raise
-        scope = deployment.scope
-        told = tuple(each for each in found if scope is None or each.severity != "fail")
-        deployment.recorder.findings(told)
-        if scope is not None:
-            scope.stops += [each for each in found if each not in told]
+        self._tell_stop(found)
         self._forget()
+
+    def _tell_stop(self, found: tuple[Finding, ...]) -> None:
+        """What was wrong with a stop belongs to the check that made it; what could not be proved of it is listed as not checked."""
+        scope, waived = self._deployment.scope, "processes" in self._deployment.rig.unavailable
+        judged = [each for each in found if each.severity == "fail" or (each.kind == stopping.MEMORY_UNREADABLE and not waived)]
+        self._deployment.recorder.findings(tuple(each for each in found if scope is None or each not in judged))
+        if scope is not None:
+            scope.stops += judged
+            unproved = (stopping.MEMORY_UNPROVED, stopping.MEMORY_UNREADABLE)
+            for each in found:
+                if each.kind in unproved and each not in judged:
+                    scope.left_out["gpu-memory-after-stop"] = each.detail
 
     def restart(self) -> Startup:
         """Stop, start, wait until ready; the caches' new entries are in ``Startup.cache_diff``."""
@@ -205,6 +214,7 @@ class SglangServer:
         deployment = self._deployment
         watched = Watched(deployment)
         launched = deployment.clock.time()
+        self.launches.append((launched, label, self._check_id("")))
         try:
             self.starting = True
             deployment.start_controller()
@@ -215,6 +225,7 @@ class SglangServer:
         except Exception:
             self.lost_by = self._check_id(label)
             raise
+        self._is_known(startup)
         if compare:
             startup = first.measured(startup, deployment)
         startup = starting.resumed(watched.ended(startup), deployment.log)
@@ -231,16 +242,19 @@ class SglangServer:
 
     def _is_another_process(self) -> None:
         """Raise ControlError where the process that ran before the stop is the one that runs now: then nothing was started."""
-        before, now = self._before_stop, self._deployment.controller.state()
-        if before is None or before.pid is None or now.pid != before.pid:
-            return
-        # the owner's stamp is told in rig time anew each time, and never twice to the last digit
-        if None not in (now.started_at, before.started_at) and abs((now.started_at or 0.0) - (before.started_at or 0.0)) > SAME_S:
+        before, now = self._before_stop, Serving.of(self._deployment.controller.state())
+        if before is None or before.pid is None or now.is_other(before):
             return
         raise ControlError(
             f"{self._deployment.controller.subject} was stopped and started, but pid {now.pid} is the process that ran before: "
             "the start brought nothing, and its time would be no start's"
         )
+
+    def _is_known(self, startup: Startup) -> None:
+        """Raise Inconclusive where the owner never told the process that it started: whoever answers may be another one."""
+        controller = self._deployment.controller
+        if startup.pid is None and controller.kind != "attach" and (state := controller.state()).result == "unreadable":
+            raise Inconclusive(f"a server is ready, but whether it is the one that was started cannot be read: {state.detail}")
 
     def _made(self, startup: Startup) -> Startup:
         """A start that a test asked for is one that its limits are about; one that only puts things back is not."""
@@ -295,7 +309,7 @@ class SglangServer:
     def answers(self) -> Answers:
         """Ask the fixed prompts, and those of the rig file, now: greedy tokens with their log-probabilities. Raises Inconclusive."""
         self.identity()
-        before = self._deployment.controller.state().pid
+        before = Serving.of(self._deployment.controller.state())
         found = self.answering.ask()
         self._same_process(before)
         if found.why:
@@ -305,7 +319,7 @@ class SglangServer:
     def judge_answers(self) -> list[Judgement]:
         """Answers are sound, the same in every start of this run but for near ties, and hold what the rig file expects."""
         self.identity()
-        before = self._deployment.controller.state().pid
+        before = Serving.of(self._deployment.controller.state())
         judged = self.answering.judge()
         self._same_process(before)
         return judged
@@ -335,11 +349,14 @@ class SglangServer:
             why = wrong[0].detail if wrong else self.identity().unproved
             raise Inconclusive(f"not measured: {why}", because="server-identity")
         self._deployment.power.require(level)
-        before = self._deployment.controller.state().pid
-        result = window.measure(self._deployment, streams=streams, output_tokens=output_tokens, rounds=rounds)
-        # a limit lost in the middle leaves a rate that belongs to no level
-        self._deployment.power.require(level)
-        self._same_process(before)
+        before = Serving.of(self._deployment.controller.state())
+
+        def proven() -> None:
+            # a limit lost in the middle leaves a rate that belongs to no level
+            self._deployment.power.require(level)
+            self._same_process(before)
+
+        result = window.measure(self._deployment, streams=streams, output_tokens=output_tokens, rounds=rounds, proven=proven)
         if output_tokens is None:
             self._deployment.curve.add(level, result)
         workload = self._deployment.rig.workload
@@ -349,14 +366,13 @@ class SglangServer:
             scope.measured.append(result)
         return result
 
-    def _same_process(self, before: int | None) -> None:
+    def _same_process(self, before: Serving) -> None:
         """Raise ServerDied where nothing serves any more after a measurement, Inconclusive where another process does."""
         state = self._deployment.controller.state()
-        now = state.pid
-        if before is not None and not state.active and state.result != "unreadable":
-            self._has_died(state, before)
-        if before is not None and now != before:
-            raise Inconclusive(f"the server was restarted during the measurement (pid {before}, now {now})")
+        if before.pid is not None and not state.active and state.result != "unreadable":
+            self._has_died(state, before.pid)
+        if before.pid is not None and Serving.of(state).is_other(before):
+            raise Inconclusive(f"the server was restarted during the measurement (pid {before.pid}, now {state.pid})")
 
     def _has_died(self, state: ControlState, pid: int) -> None:
         from pytest_sglang.server import deaths

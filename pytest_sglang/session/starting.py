@@ -76,7 +76,12 @@ def ready_within(wanted: ReadyWithin, scope: CheckScope) -> Judgement:
         )
     if wanted.start == "cold" and startup.kind == "warm":
         return inconclusive("the start compiled nothing: it was not a cold one, so it says nothing about the cold budget")
-    missing = None if startup.ready_s is not None else "the log does not tell when the server became ready"
+    if wanted.start == "cold" and startup.kind == "partial":
+        return inconclusive(
+            "the start found a part of what it needs compiled already: it was no cold one, so it says nothing about the cold budget"
+        )
+    clock = next((each.detail for each in startup.findings if each.kind == "clock-set"), None)
+    missing = None if startup.ready_s is not None else clock or "the log does not tell when the server became ready"
     return limits.max_duration(
         "ready", startup.ready_s, budget, quantity="ready_s", cause=slow_start(startup, budget), why_missing=missing
     )
@@ -178,9 +183,16 @@ def _one_cause(judged: list[Judgement]) -> list[Judgement]:
 
 
 def stopped(found: Sequence[Finding]) -> list[Judgement]:
-    """Stops of a check that did not go as they should, each a failure."""
+    """Stops of a check that did not go as they should: each a failure, or inconclusive where it could not be seen how it went."""
     return [
-        Judgement(verdict="fail", message=f"{each.subject}: {each.detail}", cause=each.detail, findings=(each,)) for each in found
+        Judgement(
+            verdict="fail" if each.severity == "fail" else "inconclusive",
+            message=f"{each.subject}: {each.detail}",
+            cause=each.detail if each.severity == "fail" else each.remedy,
+            inconclusive_because=None if each.severity == "fail" else each.detail,
+            findings=(each,),
+        )
+        for each in found
     ]
 
 

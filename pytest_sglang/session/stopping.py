@@ -27,13 +27,18 @@ GPU_FREE_S = 60.0
 SETTLE_S = 3.0
 """Wall seconds for which a stop that was interrupted while it was asked for may still reach the service manager."""
 STOP_LIMIT_S = 150.0
+MEMORY_UNPROVED = "gpu-memory-unproved"
+"""Kind of the finding that after a stop nothing can be compared: the proof is left out, and that is listed."""
+MEMORY_UNREADABLE = "gpu-memory-unreadable"
+"""Kind of the finding that neither processes nor memory of a card can be read after a stop: its check is inconclusive."""
 
 
 def until_quiet(deployment: Deployment, *, never_ready: bool = False) -> None:
     """Back when no request runs or waits; others' are waited for up to --sglang-drain. Raises Inconclusive naming the counts.
 
     A server whose load cannot be read is not stopped: somebody may be using it. One that accepts no connection serves nobody, and
-    neither does one that this run started, that has not become ready (``never_ready``) and does not tell its load.
+    neither does one that this run started and that has not become ready (``never_ready``), if it does not tell its load or has
+    nothing but SGLang's own warm-up request, which runs before /health answers 200.
     """
     plane, begun, quiet = deployment.plane, time.monotonic(), False
     while True:
@@ -46,6 +51,8 @@ def until_quiet(deployment: Deployment, *, never_ready: bool = False) -> None:
             continue
         quiet = False
         if isinstance(load, Unreadable) and (never_ready or plane.refuses()):
+            return
+        if never_ready and isinstance(load, Load) and load.total == 1 and plane.health(10.0) != 200:
             return
         waited_s = time.monotonic() - begun
         limit_s = max(deployment.options.drain_s, OWN_S)
@@ -127,15 +134,18 @@ def _cards_free(deployment: Deployment, held: Held) -> tuple[Finding, ...]:
                 f"{deployment.controller.subject} was stopped, but its GPU memory is not free after "
                 f"{deployment.gpu_free_s:.0f} s: {'; '.join(sure)}"
             )
-        unproved = [*left, *held.unproved()]
-        if not left:
+        blind, unproved = held.blind(), [*left, *held.unproved()]
+        if not unproved:
             deployment.idle_levels = held.levels()
     except GpuLost as lost:
-        left, unproved = [], [str(lost)]
+        left, blind, unproved = [], [], [str(lost)]
     if not unproved:
         return ()
     detail = f"that its GPU memory is free after the stop is not proved: {'; '.join(unproved)}"
-    return (Finding("gpu-memory-unproved", "warn" if left else "info", deployment.controller.subject, detail),)
+    if blind:
+        remedy = 'waive it in the rig file: unavailable = ["processes"]'
+        return (Finding(MEMORY_UNREADABLE, "warn", deployment.controller.subject, detail, remedy),)
+    return (Finding(MEMORY_UNPROVED, "warn" if left else "info", deployment.controller.subject, detail),)
 
 
 def levels(hardware: Hardware) -> dict[str, int]:

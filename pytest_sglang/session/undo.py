@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from pytest_sglang.session import changes, journal, locks
+from pytest_sglang.session import changes, everybody, journal, locks
 from pytest_sglang.session.changes import Action, Undoer, UndoError
 from pytest_sglang.session.journal import Entry, JournalFile
 from pytest_sglang.session.state import boot_id
@@ -79,6 +79,9 @@ def _hands_off(state_dir: Path, file: JournalFile) -> str | None:
         holder = locks.holder(state_dir, name)
         if holder is not None and holder.owner.pid != os.getpid() and holder.owner.alive():
             return f"{name} is in use by a later run, {holder.owner.describe(holder.at)}"
+        other = everybody.shared_holder(name)
+        if other is not None:
+            return f"{name} is in use by another run, {other.describe()}"
     return None
 
 

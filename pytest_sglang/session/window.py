@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -29,9 +30,17 @@ LEVEL_3_SOAK_S = 300.0
 
 
 def measure(
-    deployment: Deployment, *, streams: int | None = None, output_tokens: int | None = None, rounds: int | None = None
+    deployment: Deployment,
+    *,
+    streams: int | None = None,
+    output_tokens: int | None = None,
+    rounds: int | None = None,
+    proven: Callable[[], None] = lambda: None,
 ) -> Throughput:
-    """Throughput of the promised workload (or of the given one); the limit of the current check decides how many rounds it takes."""
+    """Throughput of the promised workload (or of the given one); the limit of the current check decides how many rounds it takes.
+
+    ``proven()`` raises where it belongs to no promise after all: then it is recorded as no sample, for whoever compares with this run.
+    """
     workload = deployment.rig.workload
     streams, output_tokens = streams or workload.streams, output_tokens or workload.output_tokens
     scope = deployment.scope
@@ -73,8 +82,21 @@ def measure(
     if window is not None and before is not None and deployment.hardware is not None:
         load = underload.seen(deployment.hardware, window, result, before)
         deployment.loads.extend([] if load is None else [load])
+    try:
+        proven()
+    except Exception as error:
+        _record(deployment, no_sample(result, str(error)), limit, quantity, None)
+        raise
     _record(deployment, result, limit, quantity, by_gpu)
     return result
+
+
+def no_sample(result: Throughput, why: str) -> Throughput:
+    """``result`` with every round discarded."""
+    lost = tuple(msgspec.structs.replace(each, invalid_because=why) for each in result.rounds)
+    discarded = tuple(sorted([*result.discarded, *lost], key=lambda each: each.index))
+    none: dict[str, None] = dict.fromkeys(("decode_tok_s", "ci_low", "ci_high", "end_to_end_tok_s", "aggregate_tok_s"))
+    return msgspec.structs.replace(result, rounds=(), discarded=discarded, **none)
 
 
 def _rate(done: Round, quantity: str) -> float | None:

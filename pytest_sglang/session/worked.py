@@ -109,12 +109,13 @@ def _worked(
 ) -> Worked:
     """One card over the rounds, without the pauses between them: an idle card is held by nothing."""
     seconds = sum(each.end_s - each.begin_s for each in rounds)
-    shares: dict[str, float] = {}
-    samples = []
+    held_s: dict[str, float] = {}
+    known_s, samples = 0.0, []
     for each in rounds:
-        span = each.end_s - each.begin_s
-        for reason, share in window.reason_shares(each.begin_s, each.end_s).get(card.uuid, {}).items():
-            shares[reason] = shares.get(reason, 0.0) + share * span / seconds
+        read = window.reasons_held(each.begin_s, each.end_s).get(card.uuid)
+        for reason, lasted_s in read.held_s.items() if read is not None else ():
+            held_s[reason] = held_s.get(reason, 0.0) + lasted_s
+        known_s += read.known_s if read is not None else 0.0
         samples += window.slow(each.begin_s, each.end_s).get(card.uuid, [])
     counters = [held.get(each.index, {}).get(card.uuid, {}) for each in rounds]
     names = {name for each in counters for name in each}
@@ -122,7 +123,9 @@ def _worked(
     return Worked(
         label=f"GPU {card.index}",
         seconds=seconds,
-        reasons={name: round(share, 4) for name, share in shares.items()},
+        # of the time that was read: a round without a reading says neither that something held the card nor that nothing did
+        reasons={name: round(lasted_s / known_s, 4) for name, lasted_s in held_s.items()} if known_s > 0 else {},
+        known_s=round(known_s, 3),
         why_unreadable=window.missing.get(card.uuid, {}).get("event_reasons_mask", window.failure or ""),
         violations_s={name: sum(each.get(name, 0.0) for each in counters) for name in sorted(names)},
         mean_w=None if energy is None else energy["mean_w"],

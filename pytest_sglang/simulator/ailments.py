@@ -39,6 +39,13 @@ SPARSE = (
 """Calls that the fault ``not-supported`` takes away."""
 
 
+COUNTERS = ("nvmlDeviceGetPcieReplayCounter", "nvmlDeviceGetNvLinkErrorCounter")
+"""Calls that the fault ``counters-missing`` takes away, and that fail on one card under ``counters-hidden``."""
+
+MEMORY = ("nvmlDeviceGetMemoryInfo", *(f"nvmlDeviceGetComputeRunningProcesses{version}" for version in ("", "_v2", "_v3")))
+"""Calls that the fault ``memory-hidden`` takes away."""
+
+
 def check(faults: Iterable[str], hardware: Hardware) -> None:
     """Raise ValueError for a fault that this hardware cannot have."""
     for fault in faults:
@@ -127,7 +134,12 @@ class Ailments:
 
     def unsupported(self, name: str) -> bool:
         """The cards answer NotSupported to this call."""
-        return name in self._hardware.gpu.unsupported or ("not-supported" in self.faults and name in SPARSE)
+        taken = {"not-supported": SPARSE, "counters-missing": COUNTERS, "memory-hidden": MEMORY}
+        return name in self._hardware.gpu.unsupported or any(name in taken[fault] for fault in self.faults & taken.keys())
+
+    def broken(self, name: str, index: int) -> bool:
+        """The card answers this call with an error of no meaning."""
+        return self._has("counters-hidden", index) and name in COUNTERS
 
     def residents(self, index: int) -> tuple[Resident, ...]:
         """Processes on a card that are not the server's."""

@@ -27,6 +27,7 @@ TRAITS: dict[str, tuple[int, Trait]] = {
     "thermal-slowdown": (2, Trait(idle_c=92.0)),
     "power-brake": (1, Trait(brake=0.5)),
     "energy-counter-reset": (0, Trait(reset_after_s=0.7)),
+    "rank-idle": (2, Trait(works=0.0)),
 }
 """Cards that differ from their kind under a fault."""
 UNREADABLE: dict[str, dict[int | None, tuple[str, ...]]] = {

@@ -22,12 +22,13 @@ SLOWED = 0.75
 @dataclass(frozen=True)
 class Trait:
     """What one card has of its own: a limit that it does not go beyond, its temperature when idle (None = as its kind), the speed
-    that an outside brake leaves it, and how long after the begin of a load its energy counter is lost."""
+    that an outside brake leaves it, how long after the begin of a load its energy counter is lost, and its share of the load."""
 
     clamp_w: float = math.inf
     idle_c: float | None = None
     brake: float = 1.0
     reset_after_s: float = math.inf
+    works: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -68,6 +68,8 @@ class NvmlBase(NvmlNames):
             raise nvml_error("GPU_IS_LOST")
         if self._ailments.unsupported(name):
             raise nvml_error("NOT_SUPPORTED")
+        if self._ailments.broken(name, handle.index):
+            raise nvml_error("UNKNOWN")
 
     # --- opening, closing, the system --------------------------------------------------------------------------------------
 

@@ -42,7 +42,7 @@ _HEAD = struct.Struct("<8sqqqqq")  # magic, number of cards, published pieces, o
 _OWNER = struct.Struct("<qq")
 _PUBLISHED_AT, _OWNER_AT = 16, 24
 _TIME = struct.Struct("<d")
-_CARD = struct.Struct("<21d")
+_CARD = struct.Struct("<22d")
 
 
 class CardPiece(NamedTuple):
@@ -50,7 +50,7 @@ class CardPiece(NamedTuple):
 
     ``limit_w`` is what was asked for; ``fallback_w`` becomes it at ``fallback_at_s``. ``slowed`` 1.0: too hot, from ``hot_at_s`` on.
     ``lost_j``: what the energy counter had counted when it was lost, at ``reset_at_s``. ``capped_s`` and ``hot_s``: how long the power
-    cap and heat have held the clocks.
+    cap and heat have held the clocks. ``works``: its share of the server's load.
     """
 
     limit_w: float
@@ -74,6 +74,7 @@ class CardPiece(NamedTuple):
     capped_s: float = 0.0
     hot_s: float = 0.0
     busy_s: float = 0.0
+    works: float = 1.0
 
     @property
     def enforced_w(self) -> float:
@@ -176,7 +177,7 @@ class HardwareState:
             idle_c = usual_c if trait.idle_c is None else trait.idle_c
             energy_j = 41_250.0 + 1_375.0 * index
             card = CardPiece(limit_w, energy_j, idle_w, idle_w, idle_c, idle_c, 0.0, 0.0, math.inf, gpu.default_w)
-            own = {name: getattr(trait, name) for name in ("clamp_w", "brake", "reset_after_s")}
+            own = {name: getattr(trait, name) for name in ("clamp_w", "brake", "reset_after_s", "works")}
             cards.append(card._replace(hotter_c=idle_c - usual_c, **own))
         state._publish(Piece(time.monotonic(), tuple(cards)))
         return state
@@ -287,7 +288,7 @@ class HardwareState:
         def change(number: int, card: CardPiece) -> CardPiece:
             if number not in serving:
                 return card
-            return card._replace(load=load, memory_b=card.memory_b if memory_b is None else float(memory_b))
+            return card._replace(load=load * card.works, memory_b=card.memory_b if memory_b is None else float(memory_b))
 
         self._change(change)
 

@@ -55,7 +55,10 @@ HARDWARE: dict[str, dict[str, str]] = {
     "nvlink-partial": row(nvlink="fail"),
     "nvlink-crossed": row(nvlink="fail"),
     "nvlink-errors": row(links_under_load="fail"),
-    "server-misplaced": row(placement="fail", decode_throughput="fail", energy_per_token="placement", throttling="placement"),
+    # a promised card on which the server does not run has no load
+    "server-misplaced": row(
+        placement="fail", decode_throughput="fail", energy_per_token="placement", throttling="placement", links_under_load="fail"
+    ),
     "pcie-x4": row(
         gpu_identity="fail",
         power_limit="gpu-identity",
@@ -70,6 +73,17 @@ HARDWARE: dict[str, dict[str, str]] = {
     ),
     "pcie-gen1": row(links_under_load="fail"),
     "pcie-replays": row(links_under_load="fail"),
+    "rank-idle": row(throttling="fail", links_under_load="fail"),
+    "counters-hidden": row(links_under_load="inconclusive"),
+    # what a card does not count nobody can promise: told, and listed as not checked
+    "counters-missing": row(),
+    "memory-hidden": row(
+        placement="inconclusive",
+        energy_per_token="placement",
+        throttling="placement",
+        warm_restart="inconclusive",
+        cold_start="inconclusive",
+    ),
     "ecc-errors": row(gpu_health="fail"),
     "row-remap-pending": row(gpu_health="fail"),
     "xid-79": row(
@@ -237,6 +251,9 @@ CAUSES: dict[str, dict[str, str]] = {
     "pcie-x4": {"gpu-identity": "GPU 1 PCIe x4", "links-under-load": "GPU 1 PCIe x4 under load"},
     "pcie-gen1": {"links-under-load": "GPU 1 PCIe gen 1 under load"},
     "pcie-replays": {"links-under-load": "PCIe replays"},
+    "rank-idle": {"throttling": "GPU 2 idled while the server worked", "links-under-load": "GPU 2 idled while the server worked"},
+    "counters-hidden": {"links-under-load": "GPU 1 PCIe replays not readable: Unknown Error"},
+    "memory-hidden": {"warm-restart": "that its GPU memory is free after the stop is not proved: GPU 0: Not Supported"},
     "ecc-errors": {"gpu-health": "GPU 1"},
     "row-remap-pending": {"gpu-health": "waits for its remap"},
     "xid-79": {"decode-throughput": "Xid 79", "gpu-health": "GPU 2", "kernel-log": "fallen off the bus"},

@@ -86,3 +86,17 @@ def test_wrong_usage_is_one_clear_message_and_exit_4(tmp_path: Path, arguments: 
     assert told in done.stderr + done.stdout
     assert "Traceback" not in done.stderr + done.stdout
     assert run == {}
+
+
+def test_without_a_terminal_reporter_the_verdict_is_the_same_and_is_told(tmp_path: Path) -> None:
+    """``-p no:terminal``: a test of the user's that fails is counted by nobody but pytest itself, and fails the run all the same."""
+    suite = tmp_path / "mine"
+    suite.mkdir()
+    (suite / "pytest.ini").write_text("[pytest]\n")
+    (suite / "test_mine.py").write_text("def test_other(): assert 0\ndef test_ours(gpu_power): assert len(gpu_power.gpus) == 6\n")
+    done, run = run_suite(tmp_path, "--power=250", "-p", "no:terminal", tests=suite)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert run["exit_code"] == 1
+    told = done.stdout.splitlines()
+    assert told[0].startswith("FAIL: outside the checks, 1 of 1 pass (SIMULATED)")
+    assert told[1].startswith("rig as left: ")

@@ -9,7 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nvml_fakes import DATA
 
-from pytest_sglang.gpu.integral import Sample, SlowSample, average_w, integrate, nearest, reason_shares, series, slow_series
+from pytest_sglang.gpu.integral import (
+    STANDS_S,
+    Sample,
+    SlowSample,
+    average_w,
+    integrate,
+    nearest,
+    reason_shares,
+    reasons_held,
+    series,
+    slow_series,
+)
 
 T0 = 1795472734.990
 
@@ -192,6 +203,14 @@ def test_reason_shares_cut_samples_at_the_window_and_leave_out_what_was_not_read
     assert reason_shares(slow(0x800), 1000, 1001)["bit_0x800"] == 1.0
 
 
+def test_a_sample_does_not_speak_for_a_time_that_nobody_saw():
+    """A sampler that stops: its last reading must not stand for all the rest of the window."""
+    held = reasons_held(slow(4, 4), 1000.0, 1030.0)
+    assert held.known_s == 0.5 + STANDS_S
+    assert held.held_s["sw_power_cap"] == held.known_s
+    assert reason_shares(slow(4, 4), 1000.0, 1030.0)["sw_power_cap"] == 1.0
+
+
 def test_reason_shares_are_empty_where_nothing_was_readable():
     assert reason_shares(slow(None, None), 1000, 1001) == {}
     assert reason_shares([], 1000, 1001) == {}
@@ -250,3 +269,30 @@ def test_slow_readings_stand_at_the_moments_of_the_chart():
     assert found["mhz"][0] == 1400
     assert slow_series([], [1.0]) == {"c": [None], "mhz": [None], "held": [None]}
     assert slow_series(slow(0), [1000.0])["held"] == [""]
+
+
+def stuck(samples, since):
+    """The counter stands still from a moment on, as of a driver that has stopped counting."""
+    held = max(each.energy_j for each in samples if each.t_s <= since)
+    return [each if each.t_s <= since else each._replace(energy_j=held) for each in samples]
+
+
+@pytest.mark.parametrize("since", [1003.0, 1007.5])
+def test_a_counter_that_stops_inside_the_window_is_not_carried_on(since):
+    """Carried on from its last step it would tell joules that nobody has counted: of a card at 100 W that then draws 300 W, a third."""
+    quiet = [each._replace(instant_w=None) for each in steady(100.0)]
+    energy = integrate(stuck(quiet, since), 1001.0, 1009.0)
+    assert energy.joules is None
+    assert energy.invalid_because.startswith("counter stuck: the energy counter stood still for more than 1 s")
+    # with instantaneous power there is another source
+    other = integrate(stuck(steady(300.0), since), 1001.0, 1009.0)
+    assert (other.source, other.joules) == ("instant power", pytest.approx(2400, rel=0.01))
+
+
+def test_a_counter_that_stands_still_for_a_moment_is_one(recorded):
+    assert integrate(steady(300.0), 1001.0, 1009.0).source == "energy counter"
+    # a sampler that was held up for almost a second saw no counter that stood still
+    held_up = [each for each in steady(300.0) if not 1003.0 < each.t_s < 1003.95]
+    assert integrate(held_up, 1001.0, 1009.0).source == "energy counter"
+    slow = [each._replace(energy_j=300.0 * int((each.t_s - 1000.0) / 0.9) * 0.9) for each in steady(300.0)]
+    assert integrate(slow, 1001.0, 1008.0).source == "energy counter"

@@ -260,3 +260,19 @@ def test_range_and_total():
     )
     with_others = hardware.power_total(390, SIX[:4], SIX, 2000)
     assert "4 x 390 W and 500 W of the other cards is 2060 W" in with_others
+
+
+def test_two_entries_that_are_one_card_are_not_two_cards():
+    """GPU 0 by its index and again by its uuid: with the second card gone this looked like two that are present."""
+    both = [promise(0), promise(uuid=SIX[0].uuid)]
+    judged = hardware.identity(both, [SIX[0]])
+    assert judged.verdict == "fail"
+    assert "of the rig file are this one card" in judged.message
+    assert judged.measured["gpus"].value == 1
+    assert hardware.identity([promise(0), promise(uuid=SIX[1].uuid)], SIX[:2]).verdict == "pass"
+
+
+def test_a_waived_power_limit_is_not_claimed():
+    lost = [gpu(0, requested_w=350.0, enforced_w=350.0)]
+    judged = hardware.power_limit([promise(0)], lost, 250.0, unavailable=frozenset({"power_limit"}))
+    assert (judged.verdict, judged.message) == ("pass", "power limits: waived in the rig file")

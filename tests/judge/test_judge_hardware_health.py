@@ -197,3 +197,13 @@ def test_links_without_a_promise():
         ("GPU 1", "nvlink-partial", "warn"),
         ("GPU 2", "nvlink", "info"),
     ]
+
+
+def test_memory_errors_that_cannot_be_compared_are_inconclusive():
+    """The count was hidden when the run began, or began anew in the middle of it: what happened between is not known."""
+    hidden = card(uncorrected=None, unreadable={"uncorrected": Unreadable("Unknown Error")})
+    judged = health.memory([hidden], [card(uncorrected=4)], {})
+    assert (judged.verdict, "could not be read when the run began" in judged.message) == ("inconclusive", True)
+    judged = health.memory([card(uncorrected=4)], [card(uncorrected=0)], {})
+    assert (judged.verdict, "went backwards" in judged.message) == ("inconclusive", True)
+    assert health.memory([hidden], [card(uncorrected=4)], {}, unavailable=frozenset({"ecc"})).verdict == "pass"

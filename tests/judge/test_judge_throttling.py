@@ -87,6 +87,32 @@ def test_a_card_that_was_idle_says_nothing_about_a_load():
     assert "idle for 100 % of the measured time" in judged.message
 
 
+STILL = {"gpu_idle": 1.0, "sw_power_cap": 0.0}
+
+
+def test_a_rank_that_idled_while_the_others_worked_fails():
+    judged = throttling([worked(), worked("GPU 2", reasons=STILL)], all_work=True)
+    assert (judged.verdict, judged.message) == ("fail", "GPU 2 idled while the server worked (GPU 0 did not)")
+    # a card that was idle now and then is none, and where nobody worked the load was elsewhere
+    half = {**STILL, "gpu_idle": 0.8}
+    assert throttling([worked(), worked("GPU 2", reasons=half)], all_work=True).verdict == "inconclusive"
+    assert throttling([worked(reasons=STILL), worked("GPU 2", reasons=STILL)], all_work=True).verdict == "inconclusive"
+    waived = throttling([worked(), worked("GPU 2", reasons=STILL)], all_work=True, unavailable=frozenset({"clocks_event_reasons"}))
+    assert waived.verdict == "pass"
+
+
+def test_what_was_read_for_less_than_half_of_the_time_is_inconclusive():
+    judged = throttling([worked(), worked("GPU 1", known_s=7.4)])
+    assert judged.verdict == "inconclusive"
+    assert "GPU 1 what limits the clocks not readable: it was read for 7.4 s of 15.0 s only" in judged.message
+    assert throttling([worked(known_s=7.6)]).verdict == "pass"
+    assert throttling([worked(known_s=7.4)], unavailable=frozenset({"clocks_event_reasons"})).verdict == "pass"
+    # what was seen long enough is a fault all the same, and one reading alone is not
+    hot = {**CAPPED, "hw_thermal_slowdown": 1.0}
+    assert throttling([worked(known_s=3.0, reasons=hot)]).verdict == "fail"
+    assert throttling([worked(known_s=0.5, reasons=hot)]).verdict == "inconclusive"
+
+
 def test_the_violation_counter_sees_heat_between_the_samples():
     judged = throttling([worked(violations_s={"thermal": 3.0, "power": 14.0})])
     assert judged.verdict == "fail"

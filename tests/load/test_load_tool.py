@@ -167,6 +167,19 @@ def test_counters_that_contradict_the_answers_make_it_inconclusive(capsys: pytes
     assert "INCONCLUSIVE: answers and server counters disagree by 10% (100 and 90 tokens): the usage tells of tokens" in out
 
 
+@pytest.mark.parametrize(("running", "code"), [(3, 0), (5, 6)])
+def test_others_beside_fewer_requests_than_streams_are_noticed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, running: int, code: int
+) -> None:
+    """Three requests are never more than three at a time, whatever --streams says: the fourth is somebody else's."""
+    monkeypatch.setattr("pytest_sglang.server.http.ControlPlane.running_requests", lambda plane: running)
+    monkeypatch.setattr("pytest_sglang.session.measure.FOREIGN_POLL_S", 0.05)
+    with truth_server(Script(ttft_s=0.3, itl_s=0.02)) as truth:
+        ended, found = as_json(capsys, truth.url, "--tokens=20", "--requests=3", "--streams=64")
+    assert ended == code
+    assert bool(found["inconclusive"]) is (code == 6)
+
+
 def test_a_clock_that_was_set_makes_it_inconclusive(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     began = time.monotonic()
     monkeypatch.setattr(stamps, "clock_offset_ns", lambda: round((time.monotonic() - began) * 1e8))

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
+import msgspec
 import pytest
 
 from pytest_sglang.record.clock import SystemClock
 from pytest_sglang.record.values import Startup
 from pytest_sglang.server import ready, watchdog
 from pytest_sglang.server.command import Command
+from pytest_sglang.server.control import ControlState
 from pytest_sglang.server.http import ControlPlane
 from pytest_sglang.server.log import TextLog, split
 from pytest_sglang.server.ready import Progress, StartFailed
@@ -124,6 +126,77 @@ def test_a_server_that_ends_without_a_word_is_told_with_its_exit_code(fake: Fake
     with pytest.raises(StartFailed, match="exit code 3") as caught:
         _wait(command, port)
     assert caught.value.exit_code == 3
+
+
+class DeafOwner:
+    """A controller whose service manager does not answer for a while."""
+
+    kind = "systemd"
+
+    def __init__(self, command: Command, seconds: float) -> None:
+        self._command, self._until = command, time.monotonic() + seconds
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._command, name)
+
+    def state(self) -> ControlState:
+        if time.monotonic() < self._until:
+            return ControlState(active=False, result="unreadable", detail="could not ask systemctl: no bus")
+        return self._command.state()
+
+
+def test_a_service_manager_that_does_not_answer_is_no_death(fake: Fake, port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loaded machine: systemctl times out while the server starts, and the server starts all the same."""
+    monkeypatch.setattr(ready, "LAUNCH_S", 0.2)
+    command = fake()
+    command.start()
+    startup = _wait(DeafOwner(command, 1.5), port, log=command.log())  # type: ignore[arg-type]
+    assert startup.ready_s is not None
+    assert command.state().active
+
+
+def test_a_service_manager_that_never_answers_ends_in_silence_and_not_in_a_death(
+    fake: Fake, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ready, "LAUNCH_S", 0.2)
+    command = fake("--fault", "hangs")
+    command.start()
+    with pytest.raises(StartFailed) as caught:
+        _wait(DeafOwner(command, 600.0), port, log=command.log(), silence_s=4.0)  # type: ignore[arg-type]
+    assert caught.value.kind == "hang"
+
+
+class SetClock(SystemClock):
+    """The machine's clock, set by somebody a moment after the wait began."""
+
+    def __init__(self, by_s: float) -> None:
+        self._by_s, self._from = by_s, time.monotonic() + 0.5
+
+    def time(self) -> float:
+        return time.time() + (self._by_s if time.monotonic() > self._from else 0.0)
+
+
+@pytest.mark.parametrize("by_s", [-30.0, 30.0])
+def test_a_start_in_which_the_clock_was_set_is_not_timed(fake: Fake, port: int, by_s: float) -> None:
+    """NTP after a boot: set back by half a minute, a slow start looks like one within its budget."""
+    command = fake()
+    launched = time.time()
+    command.start()
+    startup = _wait(command, port, clock=SetClock(by_s), launched_at=launched)
+    assert (startup.ready_s, startup.port_open_s, startup.phases) == (None, None, ())
+    (told,) = [each for each in startup.findings if each.kind == "clock-set"]
+    assert f"set by {by_s:+.1f} s during the start" in told.detail
+
+
+def test_a_first_process_that_was_restarted_before_it_was_seen_is_a_death(fake: Fake, port: int) -> None:
+    """Its owner has started it again by itself: the one that serves is not the one that was started."""
+    command = fake()
+    command.start()
+    owner = DeafOwner(command, 0.0)
+    real = command.state
+    owner.state = lambda: msgspec.structs.replace(real(), restarts=1)  # type: ignore[method-assign]
+    with pytest.raises(StartFailed, match="its owner restarted it by itself, 1 time"):
+        _wait(owner, port, log=command.log())  # type: ignore[arg-type]
 
 
 @pytest.mark.usefixtures("quick")

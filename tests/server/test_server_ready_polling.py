@@ -33,6 +33,8 @@ class Script:
         """What /health answers once it is up."""
         self.wrong_completions = 0
         self.completion_s = 0.0
+        self.running: int | None = None
+        """Requests that it says to have; None = it does not tell."""
         self.asked: list[tuple[float, str, bool]] = []
         """When, what, and whether it was up then."""
         self.at_once = Counter[str]()
@@ -80,6 +82,8 @@ class Script:
         if path == "/health":
             time.sleep(self.health_s if up else 0.0)
             return (self.health if up else 503), {}
+        if path == "/v1/loads" and self.running is not None:
+            return 200, {"loads": [{"num_running_reqs": self.running, "num_waiting_reqs": 0}]}
         if path == "/server_info":
             return 200, {"version": "0.5.23"}
         if path == "/v1/completions":
@@ -215,3 +219,13 @@ def test_a_health_that_took_long_was_the_first_request(script: Script, monkeypat
     startup = _follow(script, 0.1, 0.1)
     assert startup.first_request_s is not None
     assert startup.first_request_s >= 1.2
+
+
+@pytest.mark.parametrize(("running", "alone"), [(1, True), (2, False), (None, True)])
+def test_a_first_request_beside_somebody_else_s_is_not_timed(running: int | None, alone: bool, script: Script) -> None:
+    """A client that retries until the server is back sends the moment the port opens: our own request then waits for theirs."""
+    script.running, script.completion_s = running, 1.0
+    startup = _follow(script, 0.1, 0.1)
+    assert startup.ready_s is not None
+    assert (startup.first_request_s is not None) is alone
+    assert startup.first_request_why == ("" if alone else "somebody else's requests were on the server during the first one")

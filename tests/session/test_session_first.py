@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -74,10 +76,53 @@ def test_requests_that_stay_slow_are_no_steady_state(monkeypatch: pytest.MonkeyP
     made = SimpleNamespace(invalid_because=None, begin_s=0.0, end_s=seconds)
     monkeypatch.setattr("pytest_sglang.load.client.run_round", lambda *_, **__: made)
     server = SimpleNamespace(url="http://127.0.0.1:1", model="m", history=[start(steady_request_s=0.42)])
-    deployment: Any = SimpleNamespace(server=server, plane=SimpleNamespace(api_key=None), progress=lambda text: None)
+    plane = SimpleNamespace(api_key=None, running_requests=lambda: 1)
+    deployment: Any = SimpleNamespace(server=server, plane=plane, progress=lambda text: None)
     done = first.measured(start(first_request_s=5.0), deployment)
     assert (done.first_request_ratio, starting.first_request(done, 5.0).verdict) == (ratio, "fail" if ratio else "inconclusive")
     assert ("0.42 s in an earlier start of this run" in (done.first_request_why or "")) is (ratio is None)
+
+
+def deployment_beside(running: Callable[[], int]) -> Any:
+    """A deployment whose server says that it has so many requests."""
+    server = SimpleNamespace(url="http://127.0.0.1:1", model="m", history=[])
+    plane = SimpleNamespace(api_key=None, running_requests=running)
+    return SimpleNamespace(server=server, plane=plane, progress=lambda text: None)
+
+
+def test_later_requests_beside_somebody_else_s_give_no_ratio(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their traffic makes later requests slow, and the ratio one that a server which still compiles would have, or the other way round."""
+
+    def slowly(*_: Any, **__: Any) -> Any:
+        time.sleep(0.4)
+        return SimpleNamespace(invalid_because=None, begin_s=0.0, end_s=0.4)
+
+    monkeypatch.setattr("pytest_sglang.load.client.run_round", slowly)
+    done = first.measured(start(first_request_s=5.0), deployment_beside(lambda: 2))
+    assert done.first_request_ratio is None
+    assert done.first_request_why == "someone else's traffic: 5 of the 5 requests after the first one ran beside it"
+    assert starting.first_request(done, 5.0).verdict == "inconclusive"
+    alone = first.measured(start(first_request_s=5.0), deployment_beside(lambda: 1))
+    assert alone.first_request_ratio == pytest.approx(12.5)
+
+
+def test_a_single_disturbed_request_is_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[float] = []
+
+    def slowly(*_: Any, **__: Any) -> Any:
+        sent.append(0.0)
+        time.sleep(0.4)
+        return SimpleNamespace(invalid_because=None, begin_s=0.0, end_s=9.0 if len(sent) == 1 else 0.4)
+
+    monkeypatch.setattr("pytest_sglang.load.client.run_round", slowly)
+    done = first.measured(start(first_request_s=0.8), deployment_beside(lambda: 2 if len(sent) <= 1 else 1))
+    assert (len(sent), done.first_request_ratio) == (5, pytest.approx(2.0))
+
+
+def test_a_first_request_that_ran_beside_somebody_else_s_keeps_its_reason() -> None:
+    done = first.measured(start(first_request_why="somebody else's requests were on the server"), deployment_beside(lambda: 0))
+    assert done.first_request_why == "somebody else's requests were on the server"
+    assert starting.first_request(done, 5.0).verdict == "inconclusive"
 
 
 def test_a_log_or_a_unit_that_cannot_be_read_is_among_what_was_not_checked() -> None:

@@ -18,7 +18,7 @@ from pytest_sglang.session import checks, judging, starting
 from pytest_sglang.session.errors import NotChecked
 from pytest_sglang.session.recorder import Recorder
 from pytest_sglang.session.scope import CheckScope
-from pytest_sglang.session.wanted import MinThroughput
+from pytest_sglang.session.wanted import MinThroughput, ReadyWithin
 
 
 def row(**given: Any) -> ThroughputRow:
@@ -220,3 +220,63 @@ def test_a_rig_that_is_not_as_it_was_found_is_no_pass(tmp_path: Path, kind: str,
 
 def test_expected_failures_alone_are_no_pass() -> None:
     assert verdict_of((Check(id="a", promise="p", verdict="fail", expected_failure=True),)) == "inconclusive"
+
+
+def test_a_served_name_that_is_not_told_is_no_pass() -> None:
+    """/v1/models wants a key that we were not given: another name may be served, and every client would get 404."""
+    promise = ServerPromise(url="http://127.0.0.1:1", served_name="home-70b")
+    found: Any = SimpleNamespace(model="/models/m", served_name=None, tp=None, torch_compile=None, pid=1, findings=(), unproved="")
+    found.unreadable = ("/v1/models: HTTP 401",)
+    judged = judging.identity(found, promise, SimpleNamespace())  # type: ignore[arg-type]
+    assert judged.verdict == "inconclusive"
+    assert judged.message == "promised, but not readable: served_name (/v1/models: HTTP 401)"
+    found.served_name = "home-70b"
+    assert judging.identity(found, promise, SimpleNamespace()).verdict == "pass"  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("now", "saved", "why"),
+    [
+        ({"failed": 2}, {}, "this run's measurement is no sample: 2 failed request"),
+        ({"unsettled": "the rate still rises"}, {}, "this run's measurement is no sample: the rate still rises"),
+        ({}, {"failed": 1}, "is no sample: 1 failed request"),
+        ({}, {"unsettled": "it drifts"}, "is no sample: it drifts"),
+        ({}, {}, None),
+    ],
+)
+def test_a_gain_over_or_from_a_measurement_that_is_no_sample_is_inconclusive(
+    monkeypatch: pytest.MonkeyPatch, now: dict[str, Any], saved: dict[str, Any], why: str | None
+) -> None:
+    measured = msgspec.structs.replace(throughput(46.0, 46.1, 46.0, 45.9), **now)
+    before = {**msgspec.to_builtins(throughput(38.0, 38.1, 38.0, 37.9)), **saved}
+    run = SimpleNamespace(throughputs=[{"power_w": 250.0, "throughput": before}], simulated=False)
+    monkeypatch.setattr(judging.records, "read", lambda path: run)
+    monkeypatch.setattr(judging.judge_gain, "key_of", lambda run: {})
+    monkeypatch.setattr(judging.judge_gain, "comparable", lambda *_: [])
+    deployment: Any = SimpleNamespace(
+        options=SimpleNamespace(rootdir=Path(), simulated=False),
+        current=SimpleNamespace(power_w=250.0),
+        recorder=SimpleNamespace(run=run),
+        rig=SimpleNamespace(workload=SimpleNamespace(confidence=0.99)),
+    )
+    judged = judging._one_gain("compile_gain", 15.0, "reports/x", measured, deployment)
+    assert judged.verdict == ("inconclusive" if why else "pass")
+    assert why is None or why in judged.message
+
+
+@pytest.mark.parametrize(("kind", "verdict"), [("cold", "pass"), ("partial", "inconclusive"), ("warm", "inconclusive")])
+def test_only_a_cold_start_says_anything_about_the_cold_budget(kind: Any, verdict: str) -> None:
+    """Half of the kernels in a cache that nobody set aside: ready in half of the time, and no promise of a cold start is kept by it."""
+    deployment: Any = SimpleNamespace(rig=Rig(name="r", path=Path("rig.toml"), start=StartPromise(cold_s=1500.0)))
+    scope = CheckScope(deployment, checks.STANDARD["cold-start"])
+    scope.startups.append(Startup(kind=kind, launched_at=0.0, ready_s=600.0, observed=True))
+    assert starting.ready_within(ReadyWithin(start="cold"), scope).verdict == verdict
+
+
+def test_a_start_whose_clock_was_set_says_so_and_not_that_its_log_is_silent() -> None:
+    deployment: Any = SimpleNamespace(rig=Rig(name="r", path=Path("rig.toml"), start=StartPromise(warm_s=90.0)))
+    scope = CheckScope(deployment, checks.STANDARD["warm-restart"])
+    told = Finding("clock-set", "warn", "clock", "the machine's clock was set by -30.0 s during the start: it was not timed")
+    scope.startups.append(Startup(kind="warm", launched_at=0.0, observed=True, findings=(told,)))
+    judged = starting.ready_within(ReadyWithin(start="warm"), scope)
+    assert (judged.verdict, told.detail in judged.message) == ("inconclusive", True)

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from session_fakes import dead_owner
 
-from pytest_sglang.gpu.nvml import Nvml
+from pytest_sglang.gpu.nvml import Missing, Nvml
 from pytest_sglang.rig.model import GpuPromise, Rig
 from pytest_sglang.session import power as session_power
 from pytest_sglang.session.errors import Inconclusive, NotChecked
@@ -93,6 +93,19 @@ def test_a_block_puts_back_what_it_has_set_and_no_more(simulated: SimulatedRig, 
     deployment.journal.close()
 
 
+def test_a_level_that_was_lost_behind_a_block_is_seen_and_not_mended(simulated: SimulatedRig, tmp_path: Path) -> None:
+    deployment = opened(simulated, tmp_path / "state")
+    power = GpuPower(deployment)
+    power.ensure(250.0)
+    with power.set(390.0):
+        pass
+    power.gpus[2].set_limit_w(350.0)
+    power.ensure(250.0)  # what each check does before it begins
+    assert power.judge_limit(250.0).verdict == "fail"
+    power.restore()
+    deployment.journal.close()
+
+
 def test_a_run_that_died_in_a_sweep_is_undone_at_the_next_start(simulated: SimulatedRig, tmp_path: Path) -> None:
     deployment = opened(simulated, tmp_path / "state", dead_owner())
     power = GpuPower(deployment)
@@ -165,4 +178,35 @@ def test_throttling_without_a_load_is_inconclusive(simulated: SimulatedRig, tmp_
     deployment = opened(simulated, tmp_path / "state")
     with pytest.raises(Inconclusive, match="no load was put on the cards"):
         GpuPower(deployment).judge_throttling(250.0)
+    deployment.journal.close()
+
+
+def hide(power: GpuPower, index: int) -> None:
+    """The requested limit of one card cannot be read any more."""
+    card = power.gpus[index]
+    known = card.limits
+    card.limits = lambda: msgspec.structs.replace(known(), requested_w=Missing("Unknown Error"))  # type: ignore[method-assign]
+
+
+def test_a_limit_that_cannot_be_read_is_not_set_and_no_block_runs_at_it(simulated: SimulatedRig, tmp_path: Path) -> None:
+    """It could not be put back, and a level that one card was left out of is no level."""
+    deployment = opened(simulated, tmp_path / "state")
+    power = GpuPower(deployment)
+    hide(power, 2)
+    with pytest.raises(Inconclusive, match=r"the present one cannot be read, so it could not be put back \(GPU 2: Unknown"):
+        power.ensure(250.0)
+    with pytest.raises(Inconclusive, match="GPU 2"), power.set(250.0):
+        pytest.fail("the block was entered")
+    assert limits(simulated) == [300.0] * 6
+    deployment.journal.close()
+
+
+@pytest.mark.parametrize("simulated", [("power-limit-clamped",)], indirect=True)
+def test_a_block_that_cannot_be_entered_leaves_no_card_at_its_level(simulated: SimulatedRig, tmp_path: Path) -> None:
+    """GPU 0 to 2 are set before GPU 3 does not take it: they must not stay there until the end of the run."""
+    deployment = opened(simulated, tmp_path / "state")
+    with pytest.raises(Inconclusive, match="asked 390 W"), GpuPower(deployment).set(390.0):
+        pytest.fail("the block was entered")
+    assert limits(simulated) == [300.0] * 6
+    assert deployment.journal.open == ()
     deployment.journal.close()

@@ -11,11 +11,13 @@ import pytest
 from pytest_sglang.gpu.held import Held, on_card
 from pytest_sglang.gpu.readings import GpuProcess, Missing
 from pytest_sglang.record.values import Finding
+from pytest_sglang.rig.model import ServerPromise
 from pytest_sglang.server.control import ControlError, ControlState
 from pytest_sglang.server.http import Load, Unreadable
-from pytest_sglang.session import stopping
+from pytest_sglang.session import starting, stopping
 from pytest_sglang.session.deployment import Deployment
 from pytest_sglang.session.errors import Inconclusive
+from pytest_sglang.session.server import SglangServer
 
 GIB = 2**30
 QUIET = Load(running=0, waiting=0)
@@ -24,8 +26,11 @@ QUIET = Load(running=0, waiting=0)
 class Plane:
     """Answers its loads one after the other, the last one for ever."""
 
-    def __init__(self, *loads: Load | Unreadable, refuses: bool = False) -> None:
-        self.loads, self.asked, self._refuses = list(loads), 0, refuses
+    def __init__(self, *loads: Load | Unreadable, refuses: bool = False, health: int | None = 200) -> None:
+        self.loads, self.asked, self._refuses, self._health = list(loads), 0, refuses, health
+
+    def health(self, timeout_s: float) -> int | None:
+        return self._health
 
     def load(self) -> Load | Unreadable:
         self.asked += 1
@@ -162,6 +167,19 @@ def test_one_that_never_became_ready_is_stopped_unless_it_tells_of_requests(cloc
         stopping.until_quiet(deployment(Plane(Load(running=2, waiting=0))), never_ready=True)
 
 
+def test_the_warm_up_request_of_a_start_that_was_cut_off_is_nobody_s(clock: Clock) -> None:
+    """Interrupted while SGLang warms up: the one request is its own, and must not keep the old caches aside."""
+    warming = Load(running=1, waiting=0)
+    stopping.until_quiet(deployment(Plane(warming, health=503)), never_ready=True)
+    stopping.until_quiet(deployment(Plane(warming, health=None)), never_ready=True)
+    assert clock.now == 100.0
+    for plane, never_ready in ((Plane(warming, health=200), True), (Plane(warming, health=503), False)):
+        with pytest.raises(Inconclusive, match="1 running, 0 waiting"):
+            stopping.until_quiet(deployment(plane), never_ready=never_ready)
+    with pytest.raises(Inconclusive, match="1 running, 1 waiting"):
+        stopping.until_quiet(deployment(Plane(Load(running=1, waiting=1), health=503)), never_ready=True)
+
+
 def test_a_request_of_ours_that_was_cut_off_is_given_its_moment(clock: Clock) -> None:
     stopping.until_quiet(deployment(Plane(*[Load(running=1, waiting=0)] * 4, QUIET)))
     assert clock.now < 104
@@ -213,7 +231,7 @@ def test_without_a_list_only_a_known_level_proves_anything() -> None:
     assert known.unproved() == []
     assert known.left() == ["20.0 GiB of it are still taken on GPU 3, by no process that the driver shows"]
     assert known.left(sure=True) == [], "it may be somebody else's: the driver hides whose"
-    assert Held([Card(0)], [4711]).unproved() == ["GPU 0: the driver showed none of its processes before the stop"]  # type: ignore[list-item]
+    assert Held([Card(0, 21 * GIB)], [4711]).unproved() == ["GPU 0: the driver showed none of its processes before the stop"]  # type: ignore[list-item]
 
 
 def test_a_driver_that_hides_sizes_still_shows_the_process() -> None:
@@ -281,8 +299,61 @@ def test_a_survivor_is_told_with_what_it_holds(clock: Clock) -> None:
 def test_what_is_not_proved_is_said(clock: Clock) -> None:
     seen = deployment(controller=Controller(RUNNING, ENDED), cards=(Card(0, Missing("no"), Missing("no")),))
     (finding,) = stopping.stop(seen)
-    assert (finding.kind, finding.severity) == ("gpu-memory-unproved", "info")
+    assert (finding.kind, finding.severity) == ("gpu-memory-unreadable", "warn")
     assert "GPU 0: no; no" in finding.detail
+    seen = deployment(controller=Controller(RUNNING, ENDED), cards=(Card(0, 21 * GIB, ()),))
+    (finding,) = stopping.stop(seen)
+    assert (finding.kind, finding.severity) == ("gpu-memory-unproved", "info")
+    # a level after a stop of which nothing is known proves nothing of the next one
+    assert seen.idle_levels == {}
+
+
+@pytest.mark.usefixtures("listed")
+def test_readings_that_are_gone_after_the_stop_prove_nothing(clock: Clock) -> None:
+    """Seen before the stop, hidden after it: what cannot be seen is not gone."""
+    (card, _) = server(21 * GIB)
+
+    def hides() -> None:
+        card.used, card.listed = Missing("Unknown Error"), Missing("Unknown Error")
+
+    seen = deployment(controller=Controller(RUNNING, ENDED, stop=hides), cards=(card,))
+    (finding,) = stopping.stop(seen)
+    assert finding.kind == "gpu-memory-unreadable"
+
+
+@pytest.mark.usefixtures("listed")
+def test_an_empty_card_is_proof_where_the_driver_hides_whose_processes_those_are(clock: Clock) -> None:
+    """In a container: no process is shown, before and after."""
+    card = Card(0, 21 * GIB, ())
+
+    def ends() -> None:
+        card.used = 600 * 2**20
+
+    seen = deployment(controller=Controller(RUNNING, ENDED, stop=ends), cards=(card,))
+    assert stopping.stop(seen) == ()
+    assert seen.idle_levels == {"GPU-0": 600 * 2**20}
+
+
+@pytest.mark.parametrize(
+    ("kind", "waived", "verdict", "left_out"),
+    [
+        ("gpu-memory-unreadable", False, "inconclusive", False),
+        ("gpu-memory-unreadable", True, None, True),
+        ("gpu-memory-unproved", False, None, True),
+    ],
+)
+def test_a_stop_that_is_not_proved_is_no_silent_pass_of_its_check(
+    kind: str, waived: bool, verdict: str | None, left_out: bool
+) -> None:
+    finding = Finding(kind, "warn", "sglang.service", "not proved: GPU 0: no", "waive it")
+    seen: Any = SimpleNamespace(
+        rig=SimpleNamespace(unavailable=frozenset({"processes"} if waived else ())),
+        recorder=SimpleNamespace(findings=lambda found: None),
+        scope=SimpleNamespace(stops=[], left_out={}),
+    )
+    SglangServer(seen, ServerPromise(url="http://127.0.0.1:1"))._tell_stop((finding,))
+    assert [each.verdict for each in starting.stopped(seen.scope.stops)] == ([verdict] if verdict else [])
+    assert ("gpu-memory-after-stop" in seen.scope.left_out) is left_out
 
 
 @pytest.mark.usefixtures("listed")

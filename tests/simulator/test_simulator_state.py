@@ -270,6 +270,14 @@ def test_a_braked_card_is_slow_under_load_only(tmp_path: Path, cards: Hardware) 
     assert not live.now()[0].braked
 
 
+def test_a_rank_that_idles_holds_its_memory_and_does_nothing(tmp_path: Path, cards: Hardware) -> None:
+    live = _traits(tmp_path, cards, c2=Trait(works=0.0))
+    live.set_owner(os.getpid())
+    live.set_load(1.0, 2**30)
+    assert [live.now()[card].load for card in (1, 2)] == [1.0, 0.0]
+    assert live.now()[2].memory_b == 2**30
+
+
 def test_a_lost_counter_begins_again_and_power_does_not_notice(
     tmp_path: Path, cards: Hardware, monkeypatch: pytest.MonkeyPatch
 ) -> None:
