@@ -3,13 +3,15 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ENGINE := .engine
+LOWEST := .lowest
 
-.PHONY: bench bench-statistics bench-load bench-cache bench-readiness bench-sampler demo test lint test-engine soak clean help
+.PHONY: bench bench-statistics bench-load bench-cache bench-readiness bench-sampler bench-report demo test test-lowest lint test-engine soak clean help
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo         the acceptance suite on the embedded simulated rig, with an HTML report"
 	@echo "make test         the plugin's own tests"
+	@echo "make test-lowest  the fast tests and a simulated run with the oldest versions that pyproject.toml allows"
 	@echo "make lint         ruff, mypy --strict, import contracts"
 	@echo "make test-engine  the tests against a real SGLang on the CPU (installs it into $(ENGINE), 1.8 GB)"
 	@echo "make bench        every benchmark: benchmarks/results/, docs/benchmarks.md (two quiet cores; bench-statistics, bench-load, ... for one)"
@@ -34,6 +36,14 @@ demo: $(VENV)/.stamp
 test: $(VENV)/.stamp-dev
 	@$(BIN)/python -m pytest -W error tests --ignore=tests/engine -n 3 --dist loadfile
 
+# the lower bounds of pyproject.toml are a promise: their oldest series, in an environment of its own
+test-lowest: $(VENV)/.stamp
+	@test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
+	@$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check hypothesis markdown-it-py -e . \
+	  $$($(BIN)/python -c 'import tomllib; print(*(each.replace(">=", "==") + ".*" for each in tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"]))')
+	@$(LOWEST)/bin/python -m pytest tests/record tests/rig tests/judge tests/load tests/plugin tests/gpu tests/report --deselect tests/report/test_report_browser.py
+	@$(LOWEST)/bin/python -m pytest acceptance/ --power=250 --rig=simulated -k "not cold"
+
 lint: $(VENV)/.stamp-dev
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -44,7 +54,7 @@ test-engine: $(VENV)/.stamp-dev
 	@bash tests/engine/engine/install.sh $(ENGINE)
 	@SGLANG_ENGINE_REQUIRED=1 $(BIN)/python -m pytest -W error tests/engine
 
-bench: bench-statistics bench-load bench-cache bench-sampler bench-readiness
+bench: bench-statistics bench-load bench-cache bench-sampler bench-readiness bench-report
 
 # the stopping rule over 20,000 simulated runs a case; losses found and invented
 bench-statistics: $(VENV)/.stamp
@@ -67,6 +77,11 @@ bench-sampler: $(VENV)/.stamp-dev
 # readiness as it is seen beside the simulator's own moment (10 minutes)
 bench-readiness: $(VENV)/.stamp
 	@$(BIN)/python benchmarks/readiness/run.py --starts 50 --output benchmarks/results/readiness.json
+
+# how long a report of 2,000 checks takes to open in Chromium (apt-get install chromium)
+bench-report: $(VENV)/.stamp-dev
+	@$(BIN)/python benchmarks/report/run.py
+	@$(BIN)/python benchmarks/document.py
 
 soak: $(VENV)/.stamp-dev
 	@$(BIN)/python tests/load/fuzz_streams.py 100000

@@ -132,6 +132,22 @@ def statistics(found: dict[str, Any]) -> None:
     plot_statistics(found["curves"])
 
 
+def report(found: dict[str, Any]) -> None:
+    """The page of 2,000 checks in a browser."""
+    rows = [
+        [name, f"{each['bytes'] / 1e6:.2f}", *(number(each[key], ",.0f") for key in ("paint_ms", "load_ms", "cpu_ms"))]
+        for name, each in found["pages"].items()
+    ]
+    cores = found["machine"]["cores"]
+    busy = f" **The machine was not quiet (load average {found['load_average']:g} on {cores} cores): CPU time tells more than the clock.**"
+    told = (
+        f"{found['checks']:,} checks, {found['not_passing']} of them not passing, six excerpts of logs; Chromium {found['browser']}, medians of "
+        f"{found['loads']} loads, {found['made']}.{busy if found['load_average'] > cores / 2 else ''}"
+    )
+    head = ["page", "MB", "first contentful paint, ms", "load event ended, ms", "CPU of the page's process until then, ms"]
+    block("report", f"{told}\n\n{table(head, rows)}")
+
+
 def _figure(columns: int, height: float) -> Any:
     import matplotlib
 
@@ -192,6 +208,8 @@ def main() -> None:
         load(json.loads((RESULTS / "load.json").read_text()), ELSEWHERE)
     if (RESULTS / "statistics.json").exists():
         statistics(json.loads((RESULTS / "statistics.json").read_text()))
+    if (RESULTS / "report.json").exists():
+        report(json.loads((RESULTS / "report.json").read_text()))
 
 
 if __name__ == "__main__":

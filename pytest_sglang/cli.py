@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -27,6 +28,12 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one tool; its exit code. Errors are one clear message on standard error and exit code 4."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that cannot show a character is no reason to fail
+    if not (sys.argv[1:] if argv is None else argv):
+        parser().print_help()
+        return shared.EXIT_USAGE
     try:
         arguments = parser().parse_args(argv)
     except SystemExit as ended:
@@ -48,3 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return shared.EXIT_INTERRUPTED
     except BrokenPipeError:
         return shared.EXIT_OK
+    except OSError as error:
+        # a place that cannot be read or written is the user's to choose
+        told = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
+        print(f"pytest-sglang {arguments.tool}: {told}", file=sys.stderr)
+        return shared.EXIT_USAGE

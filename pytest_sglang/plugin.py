@@ -168,7 +168,11 @@ def pytest_html_results_summary(prefix: list[Any], session: pytest.Session) -> N
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_html_results_table_row(report: pytest.TestReport, cells: list[str]) -> None:
-    cells[3:3] = getattr(report, "sglang_cells", [])
+    ours = getattr(report, "sglang_cells", [])
+    if ours is None:  # told in the table of promises only
+        cells.clear()
+    else:
+        cells[3:3] = ours
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -183,11 +187,18 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> Generator[
     return (yield)
 
 
-def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+@pytest.hookimpl(wrapper=True, trylast=True)
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Generator[None, Any, Any]:
     active = config.stash.get(ACTIVE, None)
-    if active is not None and active.recorder is not None:
-        from pytest_sglang.hooks import show
+    if active is None or active.recorder is None:
+        return (yield)
+    from pytest_sglang.hooks import show
 
+    # the promises come last, below the tables of other plugins, also where one of them raises
+    show.narrow(active)
+    try:
+        return (yield)
+    finally:
         show.promises(active, terminalreporter)
 
 

@@ -1,11 +1,14 @@
 """How often is a loss found, and how often one that is not there: our rule beside asv's and pytest-benchmark's, on the same rounds.
 
-usage: python benchmarks/regression/run.py [PAIRS]        (default 5000; about a minute)
+usage: python benchmarks/regression/run.py [PAIRS [WHOLE]]        (default 5000 and 1000; about ten minutes)
 
-Pairs of measurements at 2 % noise between rounds; where boots differ, by so much. Each rule gets the same rounds: as many as
-``regression.ask`` asks for. asv's: Mann-Whitney U with p < 0.002 and a factor of at least 1.01 (its default factor of 1.1 finds no 3 %
-loss at all; source: asv/statistics.py is_different, asv/commands/continuous.py of asv 0.6). pytest-benchmark's:
-``--benchmark-compare-fail=mean:1.5%`` and ``min:1.5%`` of times, one threshold half-way between no loss and 3 %.
+1. Pairs of measurements at 2 % noise between rounds; where boots differ, by so much. Each rule gets the same rounds: as many as
+   ``regression.ask`` asks for, once for a quantity that is judged alone, once for one of thirteen that share the false alarms.
+   asv's: Mann-Whitney U with p < 0.002 and a factor of at least 1.01 (its default factor of 1.1 finds no 3 % loss at all; source:
+   asv/statistics.py is_different, asv/commands/continuous.py of asv 0.6). pytest-benchmark's: ``--benchmark-compare-fail=mean:1.5%``
+   and ``min:1.5%`` of times, one threshold half-way between no loss and 3 %.
+2. How many rounds each rule needs, where boots are alike, to find 95 % of the losses with at most 1 % of false alarms.
+3. WHOLE pairs of complete run records with thirteen judged quantities through the whole comparison (records.py).
 """
 
 from __future__ import annotations
@@ -20,17 +23,26 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import records as whole_runs
+
 from pytest_sglang.judge import regression
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "regression.json"
 NOISE, LOSS, SEED = 0.02, 0.03, 20261127
+ALONE, OF_THIRTEEN = 0.01, 0.01 * 0.5 / 4
+"""Share of the false alarms of a quantity that is judged alone, and of one of four rates among thirteen quantities."""
 CASES = (
-    ("boots alike", 0.0, 30),
-    ("boots alike, short history", 0.0, 10),
-    ("boots differ by 0.5 %", 0.005, 30),
-    ("boots differ by 1 %", 0.01, 30),
+    ("boots alike", 0.0, 30, ALONE),
+    ("boots alike, short history", 0.0, 10, ALONE),
+    ("boots differ by 0.5 %", 0.005, 30, ALONE),
+    ("boots differ by 1 %", 0.01, 30, ALONE),
+    ("boots alike, one of thirteen", 0.0, 30, OF_THIRTEEN),
+    ("boots differ by 0.5 %, one of thirteen", 0.005, 30, OF_THIRTEEN),
 )
+WHOLE = (("boots alike", 0.0), ("boots differ by 0.5 %", 0.005))
+NEEDED = (*range(5, 31), *range(32, 61, 2))
 Boots = list[list[float]]
+Rule = Callable[[Boots, Boots, regression.Spread, float], bool]
 
 
 def boots(rng: random.Random, count: int, rounds: int, level: float, between: float) -> Boots:
@@ -41,12 +53,12 @@ def boots(rng: random.Random, count: int, rounds: int, level: float, between: fl
     ]
 
 
-def ours(before: Boots, after: Boots, spread: regression.Spread) -> bool:
+def ours(before: Boots, after: Boots, spread: regression.Spread, alarm: float) -> bool:
     """Called worse by our rule."""
-    return regression.compare(before, after, spread=spread).outcome == "worse"
+    return regression.compare(before, after, spread=spread, alarm=alarm).outcome == "worse"
 
 
-def asv(before: Boots, after: Boots, _: regression.Spread) -> bool:
+def asv(before: Boots, after: Boots, _: regression.Spread, __: float) -> bool:
     """Called slower by asv's rule, on times."""
     from scipy.stats import mannwhitneyu
 
@@ -55,17 +67,17 @@ def asv(before: Boots, after: Boots, _: regression.Spread) -> bool:
     return bool(slower and mannwhitneyu(old, new, alternative="two-sided").pvalue < 0.002)
 
 
-def threshold(pick: Callable[[list[float]], float]) -> Callable[[Boots, Boots, regression.Spread], bool]:
+def threshold(pick: Callable[[list[float]], float]) -> Rule:
     """pytest-benchmark's rule: one statistic of the times grew by more than 1.5 %."""
 
-    def called(before: Boots, after: Boots, _: regression.Spread) -> bool:
+    def called(before: Boots, after: Boots, _: regression.Spread, __: float) -> bool:
         old, new = ([1 / rate for boot in side for rate in boot] for side in (before, after))
         return pick(new) / pick(old) > 1.015
 
     return called
 
 
-RULES: dict[str, Callable[[Boots, Boots, regression.Spread], bool]] = {
+RULES: dict[str, Rule] = {
     "pytest-sglang": ours,
     "asv (U test, p < 0.002)": asv,
     "pytest-benchmark mean:1.5%": threshold(lambda times: sum(times) / len(times)),
@@ -73,15 +85,15 @@ RULES: dict[str, Callable[[Boots, Boots, regression.Spread], bool]] = {
 }
 
 
-def case(between: float, history: int, pairs: int) -> dict[str, Any]:
+def case(between: float, history: int, alarm: float, pairs: int) -> dict[str, Any]:
     """Shares of pairs in which each rule calls a loss, with and without one; rounds and boots asked for."""
     rng = random.Random(SEED)
     called: dict[str, Counter[float]] = {name: Counter() for name in RULES}
     asked: Counter[tuple[int, int]] = Counter()
     hopeless = 0
     for _ in range(pairs):
-        earlier = [boots(rng, history, 10, 40.0, between)]
-        rounds, count = regression.ask(NOISE, regression.learn(earlier))
+        earlier = [boots(rng, history, 15, 40.0, between)]
+        rounds, count = regression.ask(NOISE, regression.learn(earlier), confidence=1 - alarm)
         if rounds is None or count is None:
             hopeless += 1
             continue
@@ -90,12 +102,13 @@ def case(between: float, history: int, pairs: int) -> dict[str, Any]:
             before, after = boots(rng, count, rounds, 40.0, between), boots(rng, count, rounds, 40.0 * (1 - loss), between)
             spread = regression.learn([*earlier, before, after])
             for name, rule in RULES.items():
-                called[name][loss] += rule(before, after, spread)
+                called[name][loss] += rule(before, after, spread, alarm)
     usable = pairs - hopeless
     total = sorted(rounds * count for (rounds, count), number in asked.items() for _ in range(number))
     return {
         "between_boots": between,
         "history_boots": history,
+        "alarm": alarm,
         "pairs": usable,
         "asked_rounds_and_boots": list(asked.most_common(1)[0][0]),
         "rounds_median": total[len(total) // 2],
@@ -104,20 +117,56 @@ def case(between: float, history: int, pairs: int) -> dict[str, Any]:
     }
 
 
+def needed(name: str, pairs: int) -> int | None:
+    """The fewest rounds on either side with which a rule finds 95 % of the losses at 1 % of false alarms, boots alike; None: more than 60."""
+    rng = random.Random(SEED)
+    unknown = regression.learn([])
+    for rounds in NEEDED:
+        history = [boots(rng, 30, rounds, 40.0, 0.0)]
+        called: Counter[float] = Counter()
+        for _ in range(pairs):
+            for loss in (0.0, LOSS):
+                before, after = boots(rng, 1, rounds, 40.0, 0.0), boots(rng, 1, rounds, 40.0 * (1 - loss), 0.0)
+                spread = regression.learn([*history, before, after]) if RULES[name] is ours else unknown
+                called[loss] += RULES[name](before, after, spread, ALONE)
+        if called[LOSS] >= 0.95 * pairs and called[0.0] <= 0.01 * pairs:
+            return rounds
+    return None
+
+
 def main() -> int:
     """Run all cases, write the results, print a table."""
-    pairs = int(sys.argv[1]) if len(sys.argv) > 1 else 5000
-    results = {title: case(between, history, pairs) for title, between, history in CASES}
-    found = {"date": datetime.now(UTC).date().isoformat(), "noise": NOISE, "loss": LOSS, "seed": SEED, "cases": results}
+    pairs, whole = (int(text) for text in (*sys.argv[1:], *("5000", "1000")[len(sys.argv) - 1 :]))
+    results = {title: case(between, history, alarm, pairs) for title, between, history, alarm in CASES}
+    rounds = {name: needed(name, max(1, pairs // 2)) for name in RULES}
+    records = {title: whole_runs.case(SEED, between, whole, LOSS) for title, between in WHOLE}
+    found = {
+        "date": datetime.now(UTC).date().isoformat(),
+        "noise": NOISE,
+        "loss": LOSS,
+        "seed": SEED,
+        "cases": results,
+        "rounds_needed": rounds,
+        "whole": records,
+    }
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     RESULTS.write_text(json.dumps(found, indent=1) + "\n")
     for title, result in results.items():
-        rounds, count = result["asked_rounds_and_boots"]
-        print(f"{title}: {result['pairs']} pairs, mostly {count} boot(s) of {rounds} rounds on either side")
+        most, count = result["asked_rounds_and_boots"]
+        print(f"{title}: {result['pairs']} pairs, mostly {count} boot(s) of {most} rounds on either side")
         for name, shares in result["rules"].items():
             print(
                 f"    {name:28} finds {shares['found'] * 100:5.1f} % of the 3 % losses, {shares['false_alarms'] * 100:5.2f} % false alarms"
             )
+    print("rounds for 95 % of the losses at 1 % of false alarms, boots alike:")
+    for name, number in rounds.items():
+        print(f"    {name:28} {number or 'more than 60'}")
+    for title, told in records.items():
+        most, count = told["asked_rounds_and_boots"]
+        print(
+            f"whole runs, {title}: {told['pairs']} pairs, {told['judged_quantities']} quantities, {count} boot(s) of {most} rounds: "
+            f"{told['equal'].get('fail', 0.0) * 100:.2f} % of the equal ones fail, {told['loss_found'] * 100:.1f} % of the losses are found"
+        )
     return 0
 
 

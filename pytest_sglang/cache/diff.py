@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 import msgspec
 
 from pytest_sglang.cache.snapshot import Entry, PlaceSnapshot, Snapshot
-from pytest_sglang.record.values import CacheDiff, NewEntries
+from pytest_sglang.record.values import CacheDiff, CacheSize, NewEntries
 
 GRAPHS_SHOWN = 20
 """Paths of new graphs that are kept of one start; all are counted."""
@@ -31,7 +31,8 @@ def added(before: Snapshot, after: Snapshot) -> CacheDiff:
     count = sum(_counts(entry) for place in before.places for entry in place.entries.values())
     told = _told(after.places, fresh, known, tuple(dict.fromkeys(before.unreadable + after.unreadable)), count)
     hits, hits_told = _hits(before, after)
-    return msgspec.structs.replace(told, hits=hits, hits_told=hits_told)
+    sizes = tuple(_size(place, place.entries.values()) for place in before.places)
+    return msgspec.structs.replace(told, hits=hits, hits_told=hits_told, before=sizes)
 
 
 def _hits(before: Snapshot, after: Snapshot) -> tuple[int, int]:
@@ -58,7 +59,23 @@ def since(after: Snapshot, epoch_s: float) -> CacheDiff:
     def fresh(place: PlaceSnapshot) -> dict[str, tuple[Entry, Entry | None]]:
         return {key: (entry, None) for key, entry in place.entries.items() if entry.changed_ns >= limit_ns}
 
-    return _told(after.places, fresh, _names(older), after.unreadable, sum(map(_counts, older)))
+    told = _told(after.places, fresh, _names(older), after.unreadable, sum(map(_counts, older)))
+    sizes = tuple(
+        _size(place, [entry for entry in place.entries.values() if entry.changed_ns < limit_ns]) for place in after.places
+    )
+    return msgspec.structs.replace(told, before=sizes)
+
+
+def _size(place: PlaceSnapshot, entries: Iterable[Entry]) -> CacheSize:
+    held = list(entries)
+    return CacheSize(
+        cache=place.place.kind,
+        path=str(place.place.path),
+        exists=place.exists,
+        entries=sum(map(_counts, held)),
+        files=sum(entry.files for entry in held),
+        bytes=sum(entry.bytes for entry in held),
+    )
 
 
 def _names(entries: Iterable[Entry]) -> set[str]:

@@ -39,11 +39,13 @@ def close(active: Active, session: pytest.Session) -> None:
         interrupted = active.interrupted or int(session.exitstatus) == pytest.ExitCode.INTERRUPTED
         active.recorder.as_left(active.deployment.as_left)
         verdict = active.recorder.verdict(require_all=active.options.require_all)
-        session.exitstatus = _exit_code(session, verdict, interrupted)
+        unknown = sum(each.verdict == "inconclusive" for each in active.recorder.run.checks)
+        session.exitstatus = _exit_code(session, verdict, interrupted, unknown)
         active.recorder.finish(int(session.exitstatus), interrupted=interrupted)
         active.recorder.write()
-    from pytest_sglang.hooks import page, store
+    from pytest_sglang.hooks import outcome, page, store
 
+    outcome.describe_suite(active)
     page.standalone(active)
     store.keep(active)
 
@@ -63,19 +65,15 @@ def _tear_down_fixtures(session: pytest.Session) -> None:
     session._setupstate.teardown_exact(None)
 
 
-def _exit_code(session: pytest.Session, verdict: str, interrupted: bool) -> int:
+def _exit_code(session: pytest.Session, verdict: str, interrupted: bool, unknown: int) -> int:
+    """``unknown``: inconclusive checks, where no terminal reporter has counted them (``-p no:terminal``)."""
     if interrupted:
         return int(pytest.ExitCode.INTERRUPTED)
     if int(session.exitstatus) not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED):
         return int(session.exitstatus)
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     stats = getattr(reporter, "stats", {})
-    inconclusive = len(stats.get("inconclusive", ()))
-    if (
-        verdict == "fail"
-        or stats.get("failed")
-        or stats.get("error")
-        or (reporter is not None and session.testsfailed > inconclusive)
-    ):
+    inconclusive = unknown if reporter is None else len(stats.get("inconclusive", ()))
+    if verdict == "fail" or stats.get("failed") or stats.get("error") or session.testsfailed > inconclusive:
         return 1
     return 0 if verdict == "pass" and not inconclusive else 6

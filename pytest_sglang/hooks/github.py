@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 from pytest_sglang.hooks.active import Active
@@ -26,9 +25,10 @@ def tell(active: Active, writer: Any) -> None:
     path = os.environ.get("GITHUB_STEP_SUMMARY")
     if not path:
         return
-    report = Path(os.path.relpath(active.recorder.folder / "report.html", active.config.rootpath))
+    folder = active.recorder.folder.name
     try:
         with open(path, "a", encoding="utf-8") as file:
-            file.write(github.summary(active.recorder.run, artefact=f"`{report}` in this job's artefacts"))
+            # other steps and tools append to it as well
+            file.write(github.summary(active.recorder.run, artefact=f"`{folder}/report.html` in this job's artefacts") + "\n\n")
     except OSError as error:
         writer.line(f"job summary not written: {error}")

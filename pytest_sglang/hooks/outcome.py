@@ -76,7 +76,7 @@ def _record(active: Active, item: pytest.Item, call: pytest.CallInfo[None], repo
     item.user_properties.extend(junit.properties(check))
     report.user_properties = list(item.user_properties)
     report.sglang_marginal = check.marginal  # type: ignore[attr-defined]
-    report.sglang_cells = summary.row_cells(check)  # type: ignore[attr-defined]
+    report.sglang_cells = summary.cells_below(check, len(active.items))  # type: ignore[attr-defined]
     active.recorder.write()
     _benchmark(item, plan, scope)
 
@@ -107,7 +107,7 @@ def _benchmark(item: pytest.Item, plan: Planned, scope: CheckScope) -> None:
             getattr(item.config, "_benchmarksession", None),
             name=f"{plan.spec.id} [{level}{streams}]{again}",
             fullname=f"{item.nodeid}{again}",
-            group="sglang",
+            group=benchmark.GROUP,
             rounds=throughput.rounds,
             extra_info=benchmark.extra_info(throughput),
         )
@@ -137,3 +137,15 @@ def as_junit_error(message: str, report: Any) -> None:
         reporter.append(element)
 
     reporter.append_failure = append_error
+
+
+def describe_suite(active: Active) -> None:
+    """JUnit: the run as properties of its suite, once its verdict stands."""
+    from _pytest.junitxml import xml_key
+
+    from pytest_sglang.report import junit
+
+    xml = active.config.stash.get(xml_key, None)
+    if xml is not None and active.recorder is not None:
+        for name, value in junit.suite_properties(active.recorder.run):
+            xml.add_global_property(name, value)

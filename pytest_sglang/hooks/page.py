@@ -43,7 +43,10 @@ def blocks(active: Active) -> list[str]:
     """The summary above pytest-html's own table."""
     from pytest_sglang.report import summary
 
-    return summary.summary_html(active.recorder.run) if active.recorder is not None else []
+    if active.recorder is None:
+        return []
+    run = active.recorder.run
+    return [*summary.summary_html(run, folder=active.recorder.folder), summary.below_heading(run, len(active.items))]
 
 
 def summarise(active: Active, prefix: list[Any]) -> None:
@@ -57,4 +60,4 @@ def standalone(active: Active) -> None:
     from pytest_sglang.report import standalone as own
 
     if active.recorder is not None and not active.config.pluginmanager.hasplugin("html"):
-        write_atomic(active.recorder.folder / "report.html", own.render(active.recorder.run))
+        write_atomic(active.recorder.folder / "report.html", own.render(active.recorder.run, active.recorder.folder))

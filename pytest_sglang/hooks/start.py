@@ -13,19 +13,23 @@ from pytest_sglang.options import DEPLOYMENT
 
 def show_plan(active: Active) -> None:
     """Print what a run would do: checks, requests, restarts, changes, minutes. Touches nothing."""
+    from pytest_sglang.hooks import show
+    from pytest_sglang.report import cells
     from pytest_sglang.session import plan
 
-    writer = active.config.get_terminal_writer()
+    writer = show.writer_of(active.config)
     checks = [plan.PlannedCheck(each.spec, each.power_w, each.item in active.items) for each in active.every]
     writer.line("")
     for line in plan.lines(active.rig, active.options, checks, dict(active.unchecked), active.not_promised):
-        writer.line(line)
+        indent = " " * (len(line) - len(line.lstrip()))
+        for piece in cells.wrapped(line.strip(), writer.fullwidth, indent, f"{indent}    "):
+            writer.line(piece)
 
 
 def open_run(active: Active, session: pytest.Session) -> None:
     """Open the rig and the record. Raises UsageError (exit code 4) before anything is changed."""
     from pytest_sglang.hooks.show import TerminalProgress
-    from pytest_sglang.session import opening
+    from pytest_sglang.session import answering, opening
     from pytest_sglang.session.errors import SessionError
 
     if not active.items:
@@ -38,6 +42,8 @@ def open_run(active: Active, session: pytest.Session) -> None:
     active.config.stash[DEPLOYMENT] = active.deployment
     active.recorder.not_promised(active.not_promised)
     active.recorder.not_checked(active.unchecked)
+    if any(each.spec.id == answering.CHECK and active.options.level >= each.spec.min_level for each in active.items.values()):
+        active.deployment.server.answering.wanted = True
     _timeouts(active)
     _signals(active)
     from pytest_sglang.hooks import page

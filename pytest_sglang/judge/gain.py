@@ -60,7 +60,7 @@ def key_of(run: Run) -> dict[str, Any]:
 
 
 def _shapes_load(name: str) -> bool:
-    return name in ("prompt_tokens", "output_tokens", "streams", "soak_s")
+    return name in ("prompt_tokens", "output_tokens", "streams", "soak_s", "prompts", "api")
 
 
 def comparable(now: Mapping[str, Any], before: Mapping[str, Any], differs: str) -> list[str]:

@@ -1,19 +1,24 @@
 """Did it get slower? Two sets of boots, each with its rounds, compared by one interval that knows that boots differ.
 
-Model: ln(rate of round j in boot i) = level + boot_i + noise_ij. Rounds of one boot share its boot_i, so more rounds never tell two
-boots apart from two versions; the spread between boots is learnt from earlier runs with the same key (method of moments: variance of
-boot means less the share that rounds explain, Searle, Casella, McCulloch, "Variance Components", 1992, 3.6). The interval of the
-difference is Student's t with Satterthwaite's degrees of freedom over the three variances (Satterthwaite 1946). Each bound holds with
-``confidence`` on its own.
+Rounds of one boot share what that boot is like, so more rounds never tell two boots apart from two versions; the spread between boots
+is learnt from earlier runs with the same key (``judge.boots``). The interval of the difference is Student's t; where the spread is
+assumed, with Satterthwaite's degrees of freedom over the variances (Satterthwaite 1946). Each bound holds with ``confidence`` on its own;
+*worse* is called at ``alarm``, the share of the false alarms that this quantity has among all that are judged (``judge.family``).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Literal
 
+import msgspec
+
+from pytest_sglang.judge import boots as sides
+from pytest_sglang.judge import stats
+from pytest_sglang.judge.boots import ASSUMED_BOOT_SD, Boots, Side, Spread, learn
 from pytest_sglang.record.values import Value
+
+__all__ = ["ASSUMED_BOOT_SD", "Boots", "Change", "Spread", "ask", "compare", "learn", "pct", "undecided"]
 
 CONFIDENCE = 0.99
 MIN_LOSS = 0.01
@@ -22,24 +27,20 @@ MAX_LOSS = 0.03
 """A loss of this size must be excluded before a comparison passes."""
 POWER = 0.95
 """With the rounds and boots that are asked for, a loss of MAX_LOSS is found so often."""
-ASSUMED_BOOT_SD = 0.02
-"""Spread between boots (of ln rate) where no history tells: one H200 gave 232 tok/s in one boot and 225 in the next."""
 MAX_ROUNDS, MAX_BOOTS = 40, 30
+FIRST_BOOTS = 4
+"""So many on either side tell their spread well enough to plan with it."""
+DRIFT_P_VALUE = 0.01
+"""Of all boots of a comparison together."""
 
 Outcome = Literal["better", "worse", "same", "undecided"]
-Boots = Sequence[Sequence[float]]
-"""One inner sequence a boot: its rounds' values, all positive."""
-
-
-class Spread(Value, frozen=True, kw_only=True):
-    """Standard deviation between boots of ln(value), with its degrees of freedom; ``None``: assumed, not learnt."""
-
-    sd: float
-    degrees: float | None
 
 
 class Change(Value, frozen=True, kw_only=True):
-    """after / before - 1, positive is *better*, with its interval (None: not enough to give one) and what it would take to decide."""
+    """How the number itself changed, as a share; positive is *better*: for a time, 0.04 is 4 % less, -0.04 is 4 % more.
+
+    With its interval (None: not enough to give one) and what it would take to decide.
+    """
 
     outcome: Outcome
     change: float | None
@@ -52,6 +53,10 @@ class Change(Value, frozen=True, kw_only=True):
     """Standard deviation of ln(value) between rounds of one boot."""
     more_rounds: int | None = None
     more_boots: int | None = None
+    p_value: float | None = None
+    """Of a difference so bad or worse where there is no loss."""
+    alarm: float = 1 - CONFIDENCE
+    """*worse* was called where ``p_value`` is at most this."""
 
     @property
     def verdict(self) -> Literal["pass", "fail", "inconclusive"]:
@@ -59,39 +64,18 @@ class Change(Value, frozen=True, kw_only=True):
         return {"better": "pass", "same": "pass", "worse": "fail", "undecided": "inconclusive"}[self.outcome]  # type: ignore[return-value]
 
 
-class _Side(Value, frozen=True, kw_only=True):
-    boots: int
-    rounds: int
-    mean: float
-    within: float
-    """Variance between rounds of a boot."""
-    within_degrees: int
-    share: float
-    """Variance of the mean = between/boots + within * share."""
-
-
-def learn(groups: Sequence[Boots]) -> Spread:
-    """Spread between boots out of groups of boots that should be alike (same key); groups of one boot say nothing.
-
-    Raises ValueError for a value that is not positive.
-    """
-    between, degrees, explained, counted = 0.0, 0, 0.0, 0
-    for boots in groups:
-        logs = [_logs(each) for each in boots if each]
-        if len(logs) < 2:
-            continue
-        means = [math.fsum(each) / len(each) for each in logs]
-        middle = math.fsum(means) / len(means)
-        between += math.fsum((each - middle) ** 2 for each in means)
-        degrees += len(means) - 1
-        within, freedom = _within(logs)
-        if freedom:
-            explained += math.fsum(within / len(each) for each in logs)
-            counted += len(logs)
-    if not degrees:
-        return Spread(sd=ASSUMED_BOOT_SD, degrees=None)
-    variance = between / degrees - (explained / counted if counted else 0.0)
-    return Spread(sd=math.sqrt(max(0.0, variance)), degrees=float(degrees))
+def undecided(why: str, *, change: float | None = None, spread: Spread | None = None, more_rounds: int | None = None) -> Change:
+    """Undecided without an interval, and why."""
+    return Change(
+        outcome="undecided",
+        change=change,
+        low=None,
+        high=None,
+        confidence=CONFIDENCE,
+        why=why,
+        spread=spread or Spread(sd=ASSUMED_BOOT_SD, degrees=None),
+        more_rounds=more_rounds,
+    )
 
 
 def compare(
@@ -102,49 +86,63 @@ def compare(
     higher_is_better: bool = True,
     confidence: float = CONFIDENCE,
     max_loss: float = MAX_LOSS,
+    min_loss: float = MIN_LOSS,
+    alarm: float | None = None,
+    error_sd: tuple[float, float] = (0.0, 0.0),
+    rounds_each: int = 1,
 ) -> Change:
     """Whether ``after`` is worse than ``before``. Raises ValueError for a value that is not positive.
 
-    worse: the whole interval lies on the losing side, and the loss is at least MIN_LOSS. better: the whole interval lies on the
-    winning side. same: a loss of ``max_loss`` is excluded. Else undecided, with what it would take.
+    worse: the whole interval lies on the losing side, the p value is at most ``alarm`` (1 - ``confidence``), and the loss is at least
+    ``min_loss``. better: the whole interval lies on the winning side. same: a loss of ``max_loss`` is excluded. Else undecided, with
+    what it would take; so is a series that drifts within a boot by as much as ``max_loss``. ``error_sd``: each value's own standard
+    uncertainty, before and after; ``rounds_each``: so many rounds it takes for one value.
     """
-    sides = [_side(before), _side(after)]
-    if any(each is None for each in sides):
-        why = "no usable round before" if sides[0] is None else "no usable round after"
-        return Change(outcome="undecided", change=None, low=None, high=None, confidence=confidence, why=why, spread=spread)
-    old, new = (each for each in sides if each is not None)
+    old, new = sides.side(before, error_sd[0]), sides.side(after, error_sd[1])
+    if old is None or new is None:
+        return undecided("no usable round before" if old is None else "no usable round after", spread=spread)
     sign = 1.0 if higher_is_better else -1.0
     difference = sign * (new.mean - old.mean)
-    half = _half(old, new, spread, confidence)
-    noise = _noise(old, new)
-    if half is None:
+    change = _share(difference, higher_is_better)
+    known = sides.uncertainty(old, new, spread)
+    if known is None:
         why = "one round on one side, and no history of boots: at least 2 rounds are needed"
-        return Change(
-            outcome="undecided",
-            change=math.expm1(difference),
-            low=None,
-            high=None,
-            confidence=confidence,
-            why=why,
-            spread=spread,
-            more_rounds=5,
-        )
-    low, high = math.expm1(difference - half), math.expm1(difference + half)
-    change = math.expm1(difference)
-    outcome, why = _outcome(change, low, high, max_loss)
-    rounds, boots = (None, None) if outcome != "undecided" else ask(noise, spread, max_loss, confidence, old, new)
-    return Change(
+        return undecided(why, change=change, spread=spread, more_rounds=5)
+    error, degrees = math.sqrt(known[0]), known[1]
+    half = sides.t_value(confidence, degrees) * error
+    low, high = (_share(each, higher_is_better) for each in (difference - half, difference + half))
+    score = difference / error if error > 0 else math.copysign(math.inf, difference) if difference else 0.0
+    p_value, alarm = sides.below(score, degrees), 1 - confidence if alarm is None else alarm
+    outcome, why = _outcome(change, low, high, max_loss, min_loss, alarmed=p_value <= alarm)
+    found = Change(
         outcome=outcome,
         change=change,
         low=low,
         high=high,
         confidence=confidence,
-        why=why if outcome != "undecided" else f"{why}: {_asked(rounds, boots, spread)}",
+        why=why,
         spread=spread,
-        noise_sd=noise,
-        more_rounds=rounds,
-        more_boots=boots,
+        noise_sd=sides.noise(old, new),
+        p_value=p_value,
+        alarm=alarm,
     )
+    drifts = _drifts(before, after, max_loss)
+    if drifts is not None:
+        return msgspec.structs.replace(found, outcome="undecided", why=drifts)
+    loss = max_loss if higher_is_better else -math.expm1(-math.log1p(max_loss))
+    return _planned(found, old, new, loss, rounds_each) if outcome == "undecided" else found
+
+
+def _planned(found: Change, old: Side, new: Side, loss: float, rounds_each: int) -> Change:
+    """An undecided one with the rounds and boots that it would take."""
+    rounds, boots = ask(found.noise_sd or 0.0, found.spread, loss, max(found.confidence, 1 - found.alarm), old, new)
+    why = f"{found.why}: {_asked(rounds, boots, found.spread, rounds_each)}"
+    return msgspec.structs.replace(found, why=why, more_rounds=rounds, more_boots=boots)
+
+
+def _share(difference: float, higher_is_better: bool) -> float:
+    """A difference of logarithms, positive is better, as a share of the number before."""
+    return math.expm1(difference) if higher_is_better else -math.expm1(-difference)
 
 
 def pct(share: float, digits: int = 1) -> str:
@@ -152,15 +150,35 @@ def pct(share: float, digits: int = 1) -> str:
     return f"{share * 100:.{digits}f} %"
 
 
-def _outcome(change: float, low: float, high: float, max_loss: float) -> tuple[Outcome, str]:
-    if high < 0 and -change >= MIN_LOSS:
+def _outcome(change: float, low: float, high: float, max_loss: float, min_loss: float, *, alarmed: bool) -> tuple[Outcome, str]:
+    loses = high < 0 and -change >= min_loss
+    if loses and alarmed:
         return "worse", f"worse by {pct(-change)}, at least {pct(-high)}"
     if low > 0:
         return "better", f"better by {pct(change)}, at least {pct(low)}"
     if low > -max_loss:
-        certain = f"; worse by {pct(-change)} for certain, which is below {pct(MIN_LOSS, 0)}" if high < 0 else ""
-        return "same", f"a loss of {pct(max_loss, 0)} is excluded{certain}"
+        told = f"a loss of {_whole(max_loss)} is excluded"
+        if loses:
+            return "same", f"{told}; one of {pct(-change)} is likely"
+        return "same", f"{told}; worse by {pct(-change)} for certain, which is below {_whole(min_loss)}" if high < 0 else told
     return "undecided", f"a loss of up to {pct(-low)} cannot be excluded"
+
+
+def _whole(share: float) -> str:
+    """3 %, and 2.5 % where it is no whole number."""
+    return f"{share * 100:.3g} %"
+
+
+def _drifts(before: Boots, after: Boots, max_loss: float) -> str | None:
+    """A boot whose rounds move by more than ``max_loss`` in one direction: their mean is no level of anything."""
+    series = [
+        (name, boot) for name, boots in (("before", before), ("after", after)) for boot in boots if len(boot) >= stats.DRIFT_FROM
+    ]
+    for name, boot in series:
+        found = stats.drift(boot, share=max_loss, p_value=DRIFT_P_VALUE / len(series))
+        if found.significant:
+            return f"its rounds drift by {found.share * 100:+.1f} % within a boot {name}: let it settle (soak_s) and measure again"
+    return None
 
 
 def ask(
@@ -168,8 +186,8 @@ def ask(
     spread: Spread,
     max_loss: float = MAX_LOSS,
     confidence: float = CONFIDENCE,
-    old: _Side | None = None,
-    new: _Side | None = None,
+    old: Side | None = None,
+    new: Side | None = None,
 ) -> tuple[int | None, int | None]:
     """(rounds a boot, boots) on either side with which a loss of ``max_loss`` is found with POWER; None where it takes too many.
 
@@ -186,22 +204,25 @@ def ask(
     for boots in range(2, MAX_BOOTS + 1):
         # more boots also teach how far boots differ
         degrees = (spread.degrees or 0.0) + 2.0 * (boots - 1)
-        if _finds(noise, Spread(sd=cautious.sd, degrees=degrees), rounds, boots, max_loss, confidence):
+        square = cautious.sd**2 + noise**2 / rounds
+        if _finds(noise, Spread(sd=cautious.sd, degrees=degrees, mean_square=square), rounds, boots, max_loss, confidence):
             return rounds, boots
     return None, None
 
 
 def _cautious(spread: Spread) -> Spread:
     """The spread with which to plan: few boots may have shown too little of it, so its upper 75 % bound (chi-squared)."""
-    if spread.degrees is None or not spread.sd:
+    if spread.degrees is None:
         return spread
     from scipy.special import chdtri
 
-    return Spread(sd=spread.sd * math.sqrt(spread.degrees / float(chdtri(spread.degrees, 0.75))), degrees=spread.degrees)
+    square = spread.mean_square or spread.sd**2
+    sd = math.sqrt(max(0.0, square * spread.degrees / float(chdtri(spread.degrees, 0.75)) - spread.explained))
+    return msgspec.structs.replace(spread, sd=sd)
 
 
 def _finds(noise: float, spread: Spread, rounds: int, boots: int, loss: float, confidence: float) -> bool:
-    side = _Side(
+    side = Side(
         boots=boots,
         rounds=rounds * boots,
         mean=0.0,
@@ -209,92 +230,26 @@ def _finds(noise: float, spread: Spread, rounds: int, boots: int, loss: float, c
         within_degrees=boots * (rounds - 1),
         share=1 / (rounds * boots),
     )
-    variance, degrees = _variance(side, side, spread)
-    return variance == 0 or (_t(confidence, degrees) + _t(POWER, degrees)) * math.sqrt(variance) <= -math.log1p(-loss)
+    variance, degrees = sides.variance(side, side, spread)
+    return variance == 0 or (sides.t_value(confidence, degrees) + sides.t_value(POWER, degrees)) * math.sqrt(
+        variance
+    ) <= -math.log1p(-loss)
 
 
-def _asked(rounds: int | None, boots: int | None, spread: Spread) -> str:
-    if rounds is None or boots is None:
-        return "the rounds and boots scatter too much for any sensible number of them"
+def _asked(rounds: int | None, boots: int | None, spread: Spread, rounds_each: int = 1) -> str:
     assumed = (
         f" (the spread between boots is assumed, {pct(spread.sd, 0)}: no earlier boots tell it)" if spread.degrees is None else ""
     )
+    if assumed and (boots is None or boots > FIRST_BOOTS):
+        # a plan on an assumption would ask for too many: the first few tell how many it takes
+        return f"measure {FIRST_BOOTS} boots of {max(rounds or 0, 5) * rounds_each} rounds on either side, which tell how far boots differ{assumed}"
+    if rounds is None or boots is None:
+        return "the rounds and boots scatter too much for any sensible number of them"
+    if rounds == 1 and rounds_each > 1:
+        return f"{boots} boots of {rounds_each} rounds are needed on either side{assumed}"
     if rounds == 1:
         return f"{boots} starts are needed on either side{assumed}"
+    rounds *= rounds_each
     if boots == 1:
         return f"measure {rounds} rounds on either side{assumed}"
     return f"measure {boots} boots of {rounds} rounds on either side{assumed}"
-
-
-def _side(boots: Boots) -> _Side | None:
-    logs = [_logs(each) for each in boots if each]
-    if not logs:
-        return None
-    means = [math.fsum(each) / len(each) for each in logs]
-    within, degrees = _within(logs)
-    return _Side(
-        boots=len(logs),
-        rounds=sum(len(each) for each in logs),
-        mean=math.fsum(means) / len(means),
-        within=within,
-        within_degrees=degrees,
-        share=math.fsum(1 / len(each) for each in logs) / len(logs) ** 2,
-    )
-
-
-def _within(logs: Sequence[Sequence[float]]) -> tuple[float, int]:
-    """Pooled variance of rounds around their own boot's mean, and its degrees of freedom."""
-    total, degrees = 0.0, 0
-    for each in logs:
-        mean = math.fsum(each) / len(each)
-        total += math.fsum((value - mean) ** 2 for value in each)
-        degrees += len(each) - 1
-    return (total / degrees if degrees else 0.0), degrees
-
-
-def _noise(old: _Side, new: _Side) -> float:
-    degrees = old.within_degrees + new.within_degrees
-    return math.sqrt((old.within * old.within_degrees + new.within * new.within_degrees) / degrees) if degrees else 0.0
-
-
-def _variance(old: _Side, new: _Side, spread: Spread) -> tuple[float, float]:
-    """Variance of the difference of means, and its degrees of freedom (infinite where nothing was estimated).
-
-    Where boots tell their spread, their number decides the degrees on its own: for boots of equally many rounds that is the exact t
-    test on boot means, or a stricter one. Weighing the parts (Satterthwaite) would call 2.5 % instead of 1 % of the losses that are none.
-    """
-    parts = [(old.within * old.share, float(old.within_degrees)), (new.within * new.share, float(new.within_degrees))]
-    variance = math.fsum(part for part, _ in parts) + spread.sd**2 * (1 / old.boots + 1 / new.boots)
-    if spread.degrees is not None:
-        return variance, spread.degrees
-    weight = math.fsum(part**2 / degrees for part, degrees in parts if part and degrees)
-    return variance, (variance**2 / weight if weight else math.inf)
-
-
-def _half(old: _Side, new: _Side, spread: Spread, confidence: float) -> float | None:
-    """Half of the interval; None where a side has no rounds to tell its noise and boots do not tell it either."""
-    if not old.within_degrees or not new.within_degrees:
-        if spread.degrees is None:
-            return None
-        # single values: their scatter is that of earlier boots, which holds the rounds' noise already
-        return _t(confidence, spread.degrees) * spread.sd * math.sqrt(1 / old.boots + 1 / new.boots)
-    variance, degrees = _variance(old, new, spread)
-    return _t(confidence, degrees) * math.sqrt(variance)
-
-
-def _t(confidence: float, degrees: float) -> float:
-    """One-sided t value."""
-    if math.isinf(degrees):
-        from scipy.special import ndtri
-
-        return float(ndtri(confidence))
-    from scipy.special import stdtrit
-
-    return float(stdtrit(degrees, confidence))
-
-
-def _logs(values: Sequence[float]) -> list[float]:
-    wrong = [each for each in values if not (each > 0 and math.isfinite(each))]
-    if wrong:
-        raise ValueError(f"a value to compare must be a positive number, not {wrong[0]}")
-    return [math.log(each) for each in values]

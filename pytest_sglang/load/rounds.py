@@ -249,6 +249,7 @@ def make_round(index: int, exchanges: Sequence[Exchange], *, clock_step: str | N
         aggregate_tok_s=aggregate_tok_s(good) if whole else None,
         ttft_s=tuple(each.ttft_s for each in good if each.ttft_s is not None),
         itl_s=tuple(gap for each in good for gap in each.itl_s),
+        tpot_s=tuple(each.tpot_s for each in good if each.tpot_s is not None),
         output_tokens=sum(each.answer.tokens for each in good),
         accept_length=sum(accepted) / len(accepted) if accepted else None,
         client_lag_s=max(each.lag_s for each in exchanges),

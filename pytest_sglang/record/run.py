@@ -91,10 +91,20 @@ class Run(Value, frozen=True, kw_only=True):
     findings: tuple[Finding, ...] = ()
     as_found: dict[str, Any] = {}
     as_left: dict[str, Any] = {}
+    since_pass: dict[str, Any] = {}
+    """The newest earlier pass of the same rig and what differs: ``run_id, started, differences [{name, before, after}], measured``."""
+    logs: tuple[dict[str, Any], ...] = ()
+    """Redacted excerpts in files beside run.json: ``title, file, source, checks, lines, shown``."""
     startups: tuple[dict[str, Any], ...] = ()
     throughputs: tuple[dict[str, Any], ...] = ()
     power_series: dict[str, Any] = {}
     power_curve: dict[str, Any] = {}
+    topology: dict[str, Any] = {}
+    """Cards, links between them and the server's place on them, as last read (``session.layout`` has the keys)."""
+    earlier_starts: dict[str, Any] = {}
+    """By kind ("warm", "cold") the newest start of it in an earlier finished run of the same rig (``session.earlier``)."""
+    answers: tuple[dict[str, Any], ...] = ()
+    """Fixed prompts answered greedily, asked after each start: ``after, at, power_w, answers, why``; ``why``: they could not be had."""
 
 
 def utc(epoch_s: float) -> str:

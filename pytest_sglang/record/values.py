@@ -62,6 +62,17 @@ class NewEntries(Value, frozen=True, kw_only=True):
     bytes: int = 0
 
 
+class CacheSize(Value, frozen=True, kw_only=True):
+    """What one cache held at a moment; ``entries`` are those that a warm start can find (kernels and graphs)."""
+
+    cache: str
+    path: str
+    exists: bool = True
+    entries: int = 0
+    files: int = 0
+    bytes: int = 0
+
+
 class CacheDiff(Value, frozen=True, kw_only=True):
     """What a start added to the compile caches. ``new_kernels`` counts kernel *names* that no cache held before."""
 
@@ -84,6 +95,8 @@ class CacheDiff(Value, frozen=True, kw_only=True):
     hits_told: int = 0
     graph_paths: tuple[str, ...] = ()
     """New graph entries, the first few."""
+    before: tuple[CacheSize, ...] = ()
+    """Every cache as it was before the start; empty in records that did not keep it."""
 
 
 class Startup(Value, frozen=True, kw_only=True):
@@ -142,6 +155,8 @@ class Round(Value, frozen=True, kw_only=True):
     aggregate_tok_s: float | None
     ttft_s: tuple[float, ...] = ()
     itl_s: tuple[float, ...] = ()
+    tpot_s: tuple[float, ...] = ()
+    """One value a request: (t_last - t_first) / (n - k)."""
     output_tokens: int = 0
     joules: float | None = None
     joules_error: float | None = None

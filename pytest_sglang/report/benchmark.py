@@ -63,6 +63,23 @@ def feed(
     return True
 
 
+GROUP = "sglang"
+"""Our entries in pytest-benchmark's table."""
+_ALL = ("min", "max", "mean", "stddev", "median", "iqr", "outliers", "ops", "rounds", "iterations")
+_NARROW = ("min", "median", "max", "iqr", "rounds")
+_NARROWEST = ("median", "rounds")
+"""For several rows: each number has a ratio behind it then."""
+
+
+def narrow(session_object: Any) -> None:
+    """Columns that fit a terminal of 80, where all entries are ours and the columns are pytest-benchmark's default (124 wide)."""
+    columns = getattr(session_object, "columns", None)
+    if columns is None or tuple(columns) != _ALL:
+        return
+    if all(getattr(each, "group", None) == GROUP for each in session_object.benchmarks):
+        session_object.columns = list(_NARROW if len(session_object.benchmarks) == 1 else _NARROWEST)
+
+
 def seconds_per_request(each: Round) -> float | None:
     """How long one request of the round took, from its tokens and end-to-end rate; None for a round that is no sample."""
     if each.invalid_because is not None:

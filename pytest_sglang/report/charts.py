@@ -1,4 +1,4 @@
-"""The charts of a run as inline SVG: start-up time lines, tok/s by round, watts over time.
+"""The charts of a run as inline SVG: start-up time lines, caches, tok/s by round, watts over time, the machine.
 
 Each chart is a handful of small panels rather than one big drawing: a cold start of 22 min stands beside a warm one of 80 s,
 every panel on its own scale, and on a phone the panels stand below one another at a size that can be read.
@@ -29,18 +29,79 @@ def charts(run: Run) -> list[Chart]:
     from pytest_sglang.report import curve
 
     swept = [curve_chart(run)] if curve.points(run) else []
-    return [startup_chart(run), throughput_chart(run), latency_chart(run), *swept, power_chart(run)]
+    return [
+        startup_chart(run),
+        cache_chart(run),
+        throughput_chart(run),
+        latency_chart(run),
+        *swept,
+        power_chart(run),
+        topology_chart(run),
+    ]
 
 
 def startup_chart(run: Run) -> Chart:
     """Waterfall of phases, a panel for each start."""
     from pytest_sglang.report import waterfall
 
-    panels = tuple(_panel(f"sg-start-{number}", item, waterfall.panel) for number, item in enumerate(run.startups, 1))
+    def draw(identity: str, item: Any) -> Panel:
+        return waterfall.panel(identity, item, waterfall.earlier_of(run, item))
+
+    panels = tuple(_panel(f"sg-start-{number}", item, draw) for number, item in enumerate(run.startups, 1))
     note = "Phases from launch to readiness; the dashed line is the promised budget. Each start has its own time axis."
+    if any(waterfall.earlier_of(run, item) for item in run.startups):
+        note += (
+            " Outlines are the last start of that kind in an earlier run (without injected faults); "
+            "where a phase took clearly longer or shorter, the difference stands at the right."
+        )
     if run.simulated:
         note += " All times are rig time."
     return Chart(id="start", title="Start-up", note=note, panels=panels, empty="No start was made or read in this run.")
+
+
+def cache_chart(run: Run) -> Chart:
+    """What each start added to the compile caches, and their size over the runs before."""
+    from pytest_sglang.report import growth
+
+    panels = [_panel(f"sg-cache-{number}", item, growth.panel) for number, item in enumerate(run.startups, 1)]
+    for kind, points in _cache_sizes(run).items():
+        panels.append(_panel(f"sg-caches-{kind}", {"label": kind, "points": points}, growth.sizes))
+    return Chart(
+        id="cache",
+        title="Compile caches",
+        note="A bar is what a cache held before the start and then, in the stronger colour, what the start added. "
+        "Each start has its own scale.",
+        panels=tuple(panels),
+        empty="No start was made or read in this run.",
+    )
+
+
+def _cache_sizes(run: Run) -> dict[str, list[tuple[str, int]]]:
+    """Bytes after each start of a kind, over the earlier runs and this one; only where three and more tell of it."""
+    found: dict[str, list[tuple[str, int]]] = {}
+    for kind, earlier in run.earlier_starts.items():
+        try:
+            diffs = [each["startup"]["cache_diff"] for each in run.startups if each["startup"]["kind"] == kind]
+            held = [sum(each["bytes"] for each in diff["before"]) + diff["bytes"] for diff in diffs if diff and diff["before"]]
+            points = [(str(each["started"]), int(each["bytes"])) for each in earlier["sizes"]]
+        except (KeyError, TypeError, ValueError):
+            continue
+        if held and len(points) > 1:
+            found[kind] = [*points, (run.started, int(held[-1]))]
+    return found
+
+
+def topology_chart(run: Run) -> Chart:
+    """Cards, links and the server's groups on them."""
+    from pytest_sglang.report import topology
+
+    try:
+        panels, note, empty = topology.panels("sg-topology", run), topology.note(run), "This run looked at no cards."
+    except DrawingError as error:
+        panels, note, empty = [], "", f"Not drawn: {error}"
+    except Exception as error:
+        panels, note, empty = [], "", f"The recorded cards could not be understood: {type(error).__name__}: {error}"
+    return Chart(id="topology", title="Topology", note=note, panels=tuple(panels), empty=empty)
 
 
 def throughput_chart(run: Run) -> Chart:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from pytest_sglang.record.run import Run
-from pytest_sglang.report import view
-from pytest_sglang.report.terminal import as_left_line
+from pytest_sglang.report import since, view
+from pytest_sglang.report.terminal import as_left_line, loose_failures
 
 SUMMARY_BYTES = 1024 * 1024
 """GitHub refuses a step's summary above this (docs: "Workflow commands", job summaries are limited to 1 MiB a step)."""
@@ -19,10 +19,10 @@ def summary(run: Run, artefact: str = "") -> str:
     ``artefact``: where the HTML report is to be found, a link or a name.
     """
     parts = [f"## {view.headline(run)}\n", f"{_escape(view.title(run))} · run `{run.run_id}`\n"]
-    parts += [_not_checked(run), _table(run), _findings(run), _environment(run)]
+    parts += [_not_checked(run), _since(run), _table(run), _findings(run), _environment(run)]
     if artefact:
         parts.insert(2, f"Report: {artefact}\n")
-    parts.append(f"`{as_left_line(run)}`\n")
+    parts.append(f"{_escape(as_left_line(run))}\n")
     return _fit([part for part in parts if part])
 
 
@@ -38,8 +38,18 @@ def workflow_commands(run: Run) -> list[str]:
                 if part
             )
             message = ": ".join(part for part in (told, row.cause) if part) or row.word
-            lines.append(f"::{word} title={_property(f'{row.label}: {row.word}{view.simulated_suffix(run)}')}::{_message(message)}")
+            lines.append(_command(run, word, f"{row.label}: {row.word}", message))
+    lines += [
+        _command(run, "error", f"{each.subject}: FAIL", f"{each.detail} {each.remedy}".strip())
+        for each in loose_failures(run)[:ANNOTATIONS]
+    ]
+    if not lines and (run.verdict != "pass" or run.finished is None):
+        lines.append(_command(run, "error", view.verdict_word(run), view.headline(run)))
     return lines
+
+
+def _command(run: Run, word: str, title: str, message: str) -> str:
+    return f"::{word} title={_property(f'{title}{view.simulated_suffix(run)}')}::{_message(message)}"
 
 
 def _not_checked(run: Run) -> str:
@@ -47,6 +57,12 @@ def _not_checked(run: Run) -> str:
         return ""
     listed = "\n".join(f"- {_escape(each.id)}: {_escape(each.reason)}" for each in run.not_checked)
     return f"**Not checked**\n\n{listed}\n"
+
+
+def _since(run: Run) -> str:
+    """Where something fails: what has changed since the last pass."""
+    told = since.line(run, "→") if any(row.standing == "fail" for row in view.rows(run)) else ""
+    return f"{_escape(told[0].upper() + told[1:])}\n" if told else ""
 
 
 def _table(run: Run) -> str:
@@ -93,14 +109,19 @@ def _fit(parts: list[str]) -> str:
         data = part.encode()
         if used + len(data) > room:
             whole_lines = data[: room - used].decode("utf-8", errors="ignore").rpartition("\n")[0]
-            return "\n".join([*out, whole_lines, cut])
+            opened = "\n\n</details>" if "<details>" in whole_lines else ""
+            return "\n".join([*out, f"{whole_lines}{opened}", cut])
         out.append(part)
         used += len(data) + 1
     return "\n".join(out)
 
 
+_SPECIAL = str.maketrans({each: f"&#{ord(each)};" for each in "&<>|`*_~[]\\$#"} | {"\n": " ", "\r": " "})
+
+
 def _escape(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|").replace("\n", " ").replace("`", "'")
+    """As text and nothing else: what Markdown, HTML or a table could read as a mark becomes a character reference."""
+    return text.translate(_SPECIAL)
 
 
 def _message(text: str) -> str:

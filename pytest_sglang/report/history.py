@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
+import itertools
 import os
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from pytest_sglang.record import run as records
 from pytest_sglang.record import units
-from pytest_sglang.report import summary, view
+from pytest_sglang.report import cells, summary, view
 from pytest_sglang.report.svg import Panel
 from pytest_sglang.report.terminal import Line
 from pytest_sglang.session import history, store
@@ -23,11 +27,13 @@ MOST_ROWS = 200
 MOST_POINTS = 150
 """Runs drawn in a trend, the newest ones."""
 INDEX = "index.html"
+WAIT_S = 10.0
+"""So long the writer of an index waits for another one."""
 
 
-def spark(values: Sequence[float]) -> str:
-    """The newest values as bars between their least and greatest; equal values are a flat line."""
-    values = values[-MOST_BARS:]
+def spark(values: Sequence[float], most: int = MOST_BARS) -> str:
+    """The newest ``most`` values as bars between their least and greatest; equal values are a flat line."""
+    values = values[-most:]
     low, high = min(values), max(values)
     if high <= low:
         return BARS[3] * len(values)
@@ -35,43 +41,96 @@ def spark(values: Sequence[float]) -> str:
 
 
 def terminal(trends: Sequence[Trend], skipped: Sequence[Skipped], width: int = 80) -> list[Line]:
-    """A line a promise: newest value, limit, verdicts, bars; its step below it."""
+    """A line a promise: newest value and verdict, how many runs passed, bars; since when it fails or stands on its level below it."""
     lines: list[Line] = []
-    rig = ""
+    rigs: dict[str, list[Trend]] = {}
     for trend in trends:
-        name = f"{trend.rig}{f' ({view.SIMULATED})' if trend.simulated else ''}"
-        if name != rig:
-            rig = name
-            lines += [("", {})] if lines else []
-            lines.append((f"{name}, {max(len(each.points) for each in trends if each.rig == trend.rig)} runs", {"bold": True}))
-        lines += _lines(trend, width)
-    lines += [(f"skipped: {each.path}: {each.reason}"[:width], {"yellow": True}) for each in skipped]
+        rigs.setdefault(f"{trend.rig}{f' ({view.SIMULATED})' if trend.simulated else ''}", []).append(trend)
+    for name, found in rigs.items():
+        count = max(len(each.points) for each in found)
+        lines += [("", {})] if lines else []
+        lines.append((cells.cut(f"{name}, {count} run{'s' if count > 1 else ''}", width), {"bold": True}))
+        lines += _table(found, width)
+    lines += [
+        (text, {"yellow": True})
+        for each in skipped
+        for text in cells.wrapped(f"skipped: {each.path}: {each.reason}", width, "", "    ")
+    ]
     return lines or [("no runs yet: run pytest acceptance/ first", {"yellow": True})]
 
 
-def _lines(trend: Trend, width: int) -> list[Line]:
-    newest = trend.points[-1]
-    markup: dict[str, Any] = {"fail": {"red": True}, "inconclusive": {"yellow": True}}.get(newest.verdict, {})
-    bad = sum(point.verdict == "fail" for point in trend.points)
-    counted = f"{len(trend.points) - bad}/{len(trend.points)} kept" if bad else ""
-    label = trend.label if len(trend.label) <= 28 else f"{trend.label[:27]}…"
-    value = units.show(newest.value, trend.unit) if newest.value is not None else ""
-    bars = spark(trend.values) if len(trend.values) > 1 and trend.op != "==" else ""
-    lines: list[Line] = [(f"  {label:<28}  {value:>13}  {newest.verdict:<12}  {counted:<11} {bars}".rstrip()[:width], markup)]
-    if trend.step is not None and trend.step_at is not None:
-        at = trend.step_at
-        lines.append(
-            (f"      changed by {trend.step.change * 100:+.1f} % on {at.started[:10]} ({at.run_id})"[:width], {"yellow": True})
-        )
+_HEAD = ("promise", "newest", "verdict", "passed")
+_LABEL = 28
+
+
+def _table(trends: Sequence[Trend], width: int) -> list[Line]:
+    rows = [_HEAD, *(_texts(each) for each in trends)]
+    widths = [max(cells.width(row[column]) for row in rows) for column in range(4)]
+    room = min(MOST_BARS, width - sum(widths) - 10)
+    lines: list[Line] = []
+    for row, trend in zip(rows, (None, *trends), strict=True):
+        first, value = cells.left(row[0], widths[0]), cells.right(row[1], widths[1])
+        text = f"  {first}  {value}  {cells.left(row[2], widths[2])}  {cells.right(row[3], widths[3])}"
+        if trend is None:
+            lines.append((cells.cut(text.rstrip(), width), {}))
+            continue
+        bars = spark(trend.values, room) if len(trend.values) > 1 and trend.op != "==" and room > 2 else ""
+        markup: dict[str, Any] = {"fail": {"red": True}, "inconclusive": {"yellow": True}}.get(trend.points[-1].verdict, {})
+        lines.append((cells.cut(f"{text}  {bars}".rstrip(), width), markup))
+        lines += [(cells.cut(f"      {told}", width), {"yellow": True}) for told in since(trend)]
     return lines
 
 
-def write_index(folder: Path, found: tuple[Sequence[Stored], Sequence[Skipped]] | None = None) -> Path:
-    """Write ``folder/index.html`` anew from all runs in it (write, then rename: runs side by side cannot break it)."""
-    runs, skipped = found or store.runs(folder)
+def _texts(trend: Trend) -> tuple[str, str, str, str]:
+    newest = trend.points[-1]
+    value = units.show(newest.value, trend.unit) if newest.value is not None else ""
+    passed = sum(point.verdict == "pass" for point in trend.points)
+    return cells.cut(trend.label, _LABEL), value, newest.verdict, f"{passed}/{len(trend.points)}"
+
+
+def since(trend: Trend) -> list[str]:
+    """Since when its newest verdict holds, where that is no pass, and since when it stands on its present level."""
+    told = []
+    newest = trend.points[-1].verdict
+    if newest != "pass" and len(trend.points) > 1:
+        streak = list(itertools.takewhile(lambda point: point.verdict == newest, reversed(trend.points)))
+        runs = f"{len(streak)} runs" if len(streak) > 1 else "this run only"
+        told.append(f"{newest} since {streak[-1].started[:10]}, {runs} ({streak[-1].run_id})")
+    if trend.step is not None and trend.step_at is not None:
+        at = trend.step_at
+        told.append(f"{trend.step.change * 100:+.1f} % since {at.started[:10]} ({at.run_id})")
+    return told
+
+
+def write_index(folder: Path) -> Path:
+    """Write ``folder/index.html`` anew from all runs in it (write, then rename: runs side by side cannot break it).
+
+    One at a time: of two runs that end at the same moment the later writer has read the other's end as well.
+    """
     path = folder / INDEX
-    records.write_atomic(path, index(runs, skipped, folder))
+    with locked(folder):
+        runs, skipped = store.runs(folder)
+        records.write_atomic(path, index(runs, skipped, folder))
     return path
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the folder itself locked (flock on the directory, gone with its process), or go on after WAIT_S without: a page is all it guards."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        end = time.monotonic() + WAIT_S
+        while time.monotonic() < end:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(0.05)
+            except OSError:  # a file system without locks
+                break
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def index(runs: Sequence[Stored], skipped: Sequence[Skipped], folder: Path) -> str:
@@ -134,8 +193,7 @@ def _draw(identity: str, trend: Trend) -> Panel:
     note = f"{len(trend.values)} runs{f' ({len(values)} drawn)' if hidden else ''}, newest {units.show(values[-1], trend.unit)}"
     if trend.limit is not None:
         note += f", promised {trend.op} {view.promised_text(trend.limit, trend.unit)}"
-    if trend.step is not None and trend.step_at is not None:
-        note += f"; changed by {trend.step.change * 100:+.1f} % on {trend.step_at.started[:10]}"
+    note += "".join(f"; {told.partition(' (')[0]}" for told in since(trend))
     colours = {"fail": svg.FAIL, "inconclusive": svg.WARN}
     with svg.canvas(340.0, 130.0) as drawing:
         drawing.margins(44, 12, 10, 22)

@@ -1,8 +1,8 @@
-"""JUnit properties of a check: plain names, plain numbers."""
+"""JUnit properties of a run and of its checks: plain names, plain numbers."""
 
 from __future__ import annotations
 
-from pytest_sglang.record.run import Check
+from pytest_sglang.record.run import Check, Run
 
 
 def properties(check: Check) -> list[tuple[str, str | float]]:
@@ -25,3 +25,17 @@ def properties(check: Check) -> list[tuple[str, str | float]]:
     return [
         (name, ("true" if value else "false") if isinstance(value, bool) else value) for name, value in told if value is not None
     ]
+
+
+def suite_properties(run: Run) -> list[tuple[str, str]]:
+    """``sglang.run.verdict`` and kin for the whole suite; what was not checked has no test case that could say so."""
+    left_out = [f"{each.id}: {each.reason}" for each in run.not_checked]
+    told = [
+        ("sglang.run.id", run.run_id),
+        ("sglang.run.verdict", run.verdict),
+        ("sglang.run.simulated", "true" if run.simulated else "false"),
+        ("sglang.run.rig", str(run.rig.get("name") or "")),
+        ("sglang.run.power_w", ",".join(f"{level:g}" for level in run.power_levels_w)),
+        ("sglang.run.not_checked", "; ".join(left_out)),
+    ]
+    return [(name, value) for name, value in told if value]

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import html
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from pytest_sglang.record import units
 from pytest_sglang.record.run import Check, Run
-from pytest_sglang.report import environment, state, view
+from pytest_sglang.report import environment, excerpts, since, state, view
 
-BLOCKS: tuple[str, ...] = ("headline", "not_checked", "promises", "charts", "findings", "rig", "environment")
+BLOCKS: tuple[str, ...] = ("headline", "not_checked", "promises", "since", "charts", "findings", "rig", "logs", "environment")
 """Templates of the page's blocks, in their order: what was not checked stands before what was."""
+SHOWN = 100
+"""So many plain passes stand open in the table of promises; the rest is folded, so that the page opens at once."""
+LISTED = 300
+"""With more checks than this, pytest-html's table leaves out those that simply passed: its script needs a millisecond for each."""
 _COLUMNS: tuple[tuple[str, str], ...] = (("measured", "Measured"), ("limit", "Limit"), ("margin", "Margin"), ("verdict", "Verdict"))
 
 
@@ -20,15 +25,34 @@ def title(run: Run) -> str:
     return view.title(run)
 
 
-def summary_html(run: Run, *, heading_level: int = 3) -> list[str]:
+def summary_html(run: Run, *, heading_level: int = 3, folder: Path | None = None) -> list[str]:
     """The blocks as HTML, style first; everything escaped, nothing loaded from elsewhere, no script.
 
-    ``heading_level``: 3 below pytest-html's own "Summary", 2 on a page of our own.
+    ``heading_level``: 3 below pytest-html's own "Summary", 2 on a page of our own. ``folder``: the run's, for the excerpts of logs.
     """
     templates = _templates()
-    context = _context(run, heading_level)
-    blocks = [templates.get_template(f"{name}.html.jinja").render(context).strip() for name in BLOCKS]
+    context = _context(run, heading_level, folder)
+    blocks = [templates.get_template(f"{name}.html.jinja").render(context).strip() for name in _order(run)]
     return [f"<style>{stylesheet()}</style>", *(block for block in blocks if block)]
+
+
+def _order(run: Run) -> tuple[str, ...]:
+    """What has changed since the last pass is the first thing to know where something fails."""
+    if run.verdict == "pass" or not run.since_pass.get("differences"):
+        return BLOCKS
+    rest = [name for name in BLOCKS if name != "since"]
+    place = rest.index("promises")
+    return (*rest[:place], "since", *rest[place:])
+
+
+def below_heading(run: Run, count: int) -> str:
+    """What stands between our blocks and pytest-html's own table, which lists the same checks (``count`` of them) once more."""
+    told = "The same checks, and tests of your own, as pytest ran them: open a line to read what it printed."
+    passed = sum(view.standing(check) == "pass" for check in run.checks)
+    short = count > LISTED and passed > 0
+    if short:
+        told += f" {passed:,} checks that simply passed are listed in the table of promises only."
+    return f'<section class="sg sg-tests{" sg-short" if short else ""}"><h3>Tests</h3><p class="sg-note">{told}</p></section>'
 
 
 def header_cells() -> list[str]:
@@ -47,6 +71,11 @@ def row_cells(check: Check | None) -> list[str]:
         f'<td class="col-{name} sg-cell{f" sg-is-{row.standing}" if name == "verdict" else ""}">{html.escape(texts[name])}</td>'
         for name, _ in _COLUMNS
     ]
+
+
+def cells_below(check: Check, count: int) -> list[str] | None:
+    """``row_cells``; None where pytest-html's table is to leave the check out, which passed as one of ``count``."""
+    return None if count > LISTED and view.standing(check) == "pass" else row_cells(check)
 
 
 def stylesheet() -> str:
@@ -80,9 +109,13 @@ def took(run: Run) -> str:
     return f"took {units.duration(run.duration_s)}"
 
 
-def _context(run: Run, level: int) -> dict[str, Any]:
+def _context(run: Run, level: int, folder: Path | None) -> dict[str, Any]:
     from pytest_sglang.report.charts import charts
 
+    rows, logs = view.rows(run), excerpts.read(run, folder)
+    bad = [row for row in rows if row.standing in ("fail", "inconclusive")]
+    plain = [row for row in rows if row.standing == "pass"]
+    folded = plain[SHOWN:] if len(plain) > SHOWN + 20 else []
     return {
         "run": run,
         "level": level,
@@ -92,7 +125,14 @@ def _context(run: Run, level: int) -> dict[str, Any]:
         "headline": view.headline(run),
         "rig": view.rig_name(run),
         "power": view.power_text(run),
-        "rows": view.rows(run),
+        "not_checked": _by_reason(run),
+        "rows": rows[: len(rows) - len(folded)],
+        "folded": folded,
+        "then": {row.label: told for row in bad if (told := since.measured_then(run, row.label)) != row.measured},
+        "log_of": {row.label: found for row in bad if (found := excerpts.link_for(row.id, row.cause, logs)) is not None},
+        "logs": logs,
+        "since": since.of(run, folder),
+        "looked_in": since.looked_in(run),
         "charts": charts(run),
         "findings": [(each.severity, view.finding_text(each), each.remedy) for each in view.all_findings(run)],
         "groups": environment.groups(run.environment),
@@ -101,6 +141,14 @@ def _context(run: Run, level: int) -> dict[str, Any]:
         "same": state.parts(run.as_found) == state.parts(run.as_left) and bool(run.as_left),
         "facts": [each for each in (when(run.started), took(run), f"run {run.run_id}") if each],
     }
+
+
+def _by_reason(run: Run) -> dict[str, list[str]]:
+    """Checks that were not made by their reason, in the order of the first of each."""
+    found: dict[str, list[str]] = {}
+    for each in run.not_checked:
+        found.setdefault(each.reason, []).append(each.id)
+    return found
 
 
 def _templates() -> Any:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import textwrap
 from typing import Any
 
 from pytest_sglang.record.run import Run
-from pytest_sglang.report import state, view
+from pytest_sglang.record.values import Finding
+from pytest_sglang.report import cells, state, view
 
 Line = tuple[str, dict[str, Any]]
 """A line and its markup, as ``TerminalWriter.line(text, **markup)`` takes them."""
@@ -25,18 +25,26 @@ _HEAD = ("promise", "measured", "limit", "verdict")
 
 
 MOST = 18
-"""Characters of a cell: "22 min 04 s" and ">= 42.5 tok/s" fit."""
+"""Cells of a column: "22 min 04 s" and ">= 42.5 tok/s" fit."""
+SILENT = -2
+"""``-qq``: the verdict alone, no table."""
 
 
-def promise_table(run: Run, width: int, colours: bool) -> list[Line]:
-    """Lines with their markup (empty without ``colours``): not checked, table, causes, warnings."""
+def promise_table(run: Run, width: int, colours: bool, verbosity: int = 0) -> list[Line]:
+    """Lines with their markup (empty without ``colours``): not checked, table, causes, warnings.
+
+    ``verbosity`` is pytest's: with ``-q`` checks that simply pass are counted only, with ``-v`` each says what else it measured.
+    """
+    if verbosity <= SILENT:
+        return []
     width = max(min(width, WIDEST), 40)
     lines = [
         _heading(run, width),
         *_not_checked(run, width),
-        *_table(run, width),
+        *_table(run, width, verbosity),
+        *_since(run, width),
         *_curve(run, width),
-        *_not_promised(run, width),
+        *(_not_promised(run, width) if verbosity >= 0 else ()),
         *_warnings(run, width),
     ]
     return lines if colours else [(text, {}) for text, _ in lines]
@@ -54,53 +62,60 @@ def as_left_line(run: Run) -> str:
 
 def _heading(run: Run, width: int) -> Line:
     text = f" promises: {view.title(run).replace(' · ', ', ')} "
-    return text.center(width, "=") if len(text) < width else text.strip(), {"bold": True}
-
-
-def _wrapped(text: str, width: int, first: str, rest: str) -> list[str]:
-    return textwrap.wrap(text, width, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False) or [first.rstrip()]
+    ruler = width - cells.width(text)
+    return f"{'=' * (ruler // 2)}{text}{'=' * (ruler - ruler // 2)}" if ruler > 0 else cells.cut(text.strip(), width), {
+        "bold": True
+    }
 
 
 def _not_checked(run: Run, width: int) -> list[Line]:
+    """A line a reason; what was left out for one and the same reason stands together."""
     if not run.not_checked:
         return []
-    lines: list[Line] = [("not checked:", {"yellow": True, "bold": True})]
+    reasons: dict[str, list[str]] = {}
     for each in run.not_checked:
-        lines += [(text, {"yellow": True}) for text in _wrapped(f"{each.id}: {each.reason}", width, "  ", "      ")]
+        reasons.setdefault(each.reason, []).append(each.id)
+    lines: list[Line] = [("not checked:", {"yellow": True, "bold": True})]
+    for reason, ids in reasons.items():
+        told = f"{ids[0]}: {reason}" if len(ids) == 1 else f"{reason}: {', '.join(ids)}"
+        lines += [(text, {"yellow": True}) for text in cells.wrapped(told, width, "  ", "      ")]
     return [*lines, ("", {})]
 
 
-def _table(run: Run, width: int) -> list[Line]:
+def _table(run: Run, width: int, verbosity: int) -> list[Line]:
     """The four columns; ids give way first where the terminal is narrow, since verdict and numbers are what is read."""
-    rows = view.rows(run)
-    if not rows:
+    every = view.rows(run)
+    if not every:
         return [("no check was made", {"yellow": True})]
-    cells = [(row.label, _tail(row.measured), _tail(row.limit), row.word) for row in rows]
-    others = [max(len(_HEAD[column]), *(len(each[column]) for each in cells)) for column in (1, 2, 3)]
+    rows = every if verbosity >= 0 else [row for row in every if row.standing != "pass"]
+    if not rows:
+        return [(f"{len(every)} pass", {"green": True})]
+    texts = [(row.label, cells.tail(row.measured, MOST), cells.tail(row.limit, MOST), row.word) for row in rows]
+    others = [max(len(_HEAD[column]), *(cells.width(each[column]) for each in texts)) for column in (1, 2, 3)]
     room = width - sum(others) - 6
-    wanted = max(len(_HEAD[0]), *(len(each[0]) for each in cells))
+    wanted = max(len(_HEAD[0]), *(cells.width(each[0]) for each in texts))
     first = max(min(wanted, room), 12)
     lines: list[Line] = [(_columns(_HEAD, first, others), {"bold": True})]
-    for row, each in zip(rows, cells, strict=True):
-        markup = MARKUP[row.standing]
-        lines.append((_columns((_fit(each[0], first), *each[1:]), first, others), markup))
+    for row, each in zip(rows, texts, strict=True):
+        lines.append((_columns((cells.cut(each[0], first), *each[1:]), first, others), MARKUP[row.standing]))
         if row.cause:
-            lines += [(text, {}) for text in _wrapped(row.cause, width, "    ", "    ")]
+            lines += [(text, {}) for text in cells.wrapped(row.cause, width, "    ", "    ")]
+        if verbosity > 0:
+            lines += [(text, {}) for told in _more(row) for text in cells.wrapped(told, width, "    ", "      ")]
+    if len(rows) < len(every):
+        lines.append((f"{len(every) - len(rows)} pass", {"green": True}))
     return lines
 
 
-def _tail(text: str) -> str:
-    """A long name by its end, where model names differ; numbers are never that long."""
-    return text if len(text) <= MOST else f"…{text[1 - MOST :]}"
+def _more(row: view.Row) -> list[str]:
+    """What ``-v`` adds: the promise, and every other number that was measured."""
+    numbers = [f"{name} {value}" for name, value in row.numbers]
+    return [row.promise, *([", ".join(numbers)] if len(numbers) > 1 else [])]
 
 
-def _columns(cells: tuple[str, ...], first: int, others: list[int]) -> str:
-    numbers = f"{cells[0]:<{first}}  {cells[1]:>{others[0]}}  {cells[2]:>{others[1]}}"
-    return f"{numbers}  {cells[3]}".rstrip()
-
-
-def _fit(text: str, width: int) -> str:
-    return text if len(text) <= width else text[: width - 1] + "…"
+def _columns(texts: tuple[str, ...], first: int, others: list[int]) -> str:
+    numbers = f"{cells.left(texts[0], first)}  {cells.right(texts[1], others[0])}  {cells.right(texts[2], others[1])}"
+    return f"{numbers}  {texts[3]}".rstrip()
 
 
 def _curve(run: Run, width: int) -> list[Line]:
@@ -110,29 +125,38 @@ def _curve(run: Run, width: int) -> list[Line]:
     lines: list[Line] = []
     for position, text in enumerate(curve.lines(run)):
         indent = text[: len(text) - len(text.lstrip())]
-        folded = [text] if len(text) <= width else _wrapped(text.strip(), width, indent, f"{indent}  ")
+        folded = [text] if cells.width(text) <= width else cells.wrapped(text.strip(), width, indent, f"{indent}  ")
         lines += [(each, {"bold": True} if position == 0 else {}) for each in folded]
     return [("", {}), *lines] if lines else []
+
+
+def _since(run: Run, width: int) -> list[Line]:
+    """What has changed since the last pass, where a check fails."""
+    from pytest_sglang.report import since
+
+    if not any(check.verdict == "fail" and not check.expected_failure for check in run.checks):
+        return []
+    return [(text, {"bold": True}) for text in since.lines(run, width)]
 
 
 def _not_promised(run: Run, width: int) -> list[Line]:
     if not run.not_promised:
         return []
-    return [(text, {}) for text in _wrapped(f"not promised by the rig file: {', '.join(run.not_promised)}", width, "", "    ")]
+    return [(text, {}) for text in cells.wrapped(f"not promised by the rig file: {', '.join(run.not_promised)}", width, "", "    ")]
+
+
+def loose_failures(run: Run) -> list[Finding]:
+    """Failures that belong to no check; a failed check has told its own already."""
+    made = {check.id for check in run.checks}
+    return [each for each in view.all_findings(run) if each.severity == "fail" and each.check_id not in made]
 
 
 def _warnings(run: Run, width: int) -> list[Line]:
-    """Warnings, and failures that belong to no check; a failed check has told its own already."""
-    made = {check.id for check in run.checks}
-    shown = [
-        each
-        for each in view.all_findings(run)
-        if each.severity == "warn" or (each.severity == "fail" and each.check_id not in made)
-    ]
+    """Failures that belong to no check, and warnings."""
     lines: list[Line] = []
-    for finding in shown:
+    for finding in [*loose_failures(run), *(each for each in view.all_findings(run) if each.severity == "warn")]:
         remedy = f" ({finding.remedy})" if finding.remedy else ""
         markup = {"red": True} if finding.severity == "fail" else {"yellow": True}
         word = "failure" if finding.severity == "fail" else "warning"
-        lines += [(text, markup) for text in _wrapped(f"{word}: {view.finding_text(finding)}{remedy}", width, "", "    ")]
+        lines += [(text, markup) for text in cells.wrapped(f"{word}: {view.finding_text(finding)}{remedy}", width, "", "    ")]
     return lines

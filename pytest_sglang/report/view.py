@@ -60,6 +60,21 @@ LABELS: dict[str, str] = {
 }
 """Names of run.json's measured numbers for a person; others are shown as they are."""
 
+NOUNS: dict[str, tuple[str, str]] = {
+    "gpus": ("GPU", "GPUs"),
+    "nvlink_links": ("link", "links"),
+    "output_tokens": ("token", "tokens"),
+    "findings": ("finding", "findings"),
+    "xids": ("message", "messages"),
+    "new_kernels": ("kernel", "kernels"),
+    "recompiled_kernels": ("kernel", "kernels"),
+    "new_variants": ("variant", "variants"),
+    "new_graphs": ("graph", "graphs"),
+    "autotune_runs": ("run", "runs"),
+    "failed_requests": ("request", "requests"),
+}
+"""What a count counts, where a limit is about it."""
+
 ASIDE: tuple[str, ...] = (
     "decode_tok_s",
     "end_to_end_tok_s",
@@ -122,6 +137,17 @@ def value_text(measured: Measurement) -> str:
     return units.show(value, unit)
 
 
+def counted(text: str, quantity: str | None, value: object) -> str:
+    """A number with what it counts: "4 links", "gen 4"; other quantities carry their unit already."""
+    if quantity in ("pcie_gen",):
+        return f"gen {text}"
+    if quantity == "gpus" and isinstance(value, str):
+        return f"GPU {text}" if value[:1].isdigit() else text
+    if quantity not in NOUNS or isinstance(value, (bool, str)) or value is None:
+        return text
+    return f"{text} {NOUNS[quantity][value != 1]}"
+
+
 def promised_text(value: float | int | str | bool, unit: str) -> str:
     """A promised value as a person would write it: "42 tok/s", "25 min", "90 s"."""
     if isinstance(value, (bool, str)) or unit in ("", "count", "C"):
@@ -133,11 +159,11 @@ def promised_text(value: float | int | str | bool, unit: str) -> str:
     return f"{value:g} {unit}"
 
 
-def limit_text(limit: Limit | None) -> str:
-    """The limit with its comparison: ">= 42 tok/s"; empty without one."""
+def limit_text(limit: Limit | None, quantity: str | None = None) -> str:
+    """The limit with its comparison: ">= 42 tok/s"; empty without one. ``quantity``: what it is about."""
     if limit is None:
         return ""
-    value = promised_text(limit.value, limit.unit)
+    value = counted(promised_text(limit.value, limit.unit), quantity, limit.value)
     return value if limit.op == "==" else f"{limit.op} {value}"
 
 
@@ -152,14 +178,22 @@ def primary(check: Check) -> Measurement | None:
 
 
 def margin_text(check: Check) -> str:
-    """Distance from the limit in per cent of it, positive on the right side; empty where that means nothing."""
+    """Distance from the limit, positive on the right side: in per cent of it, of a share in points of it, of a count in its number.
+
+    Empty where that means nothing: a count that is just what was promised has no margin.
+    """
     found = primary(check)
     if found is None or check.limit is None or check.limit.op == "==" or found.unit != check.limit.unit:
         return ""
     value, limit = _number(found.value), _number(check.limit.value)
-    if value is None or limit is None or limit == 0:
+    if value is None or limit is None or (limit == 0 and found.unit not in ("", "count", "%")):
         return ""
-    share = (value - limit) / abs(limit) * 100 * (1 if check.limit.op == ">=" else -1)
+    sign = 1 if check.limit.op == ">=" else -1
+    if found.unit == "%":
+        return f"{(value - limit) * sign:+.1f} points".replace("-0.0", "0.0").replace("+0.0", "0.0")
+    if found.unit in ("", "count") and value == int(value) and limit == int(limit):
+        return "" if value == limit else f"{(value - limit) * sign:+.0f}"
+    share = (value - limit) / abs(limit) * 100 * sign
     digits = 1 if abs(share) < 10 else 0
     return f"{share:+.{digits}f} %".replace("-0.0 %", "0.0 %").replace("+0.0 %", "0.0 %")
 
@@ -217,9 +251,9 @@ def row(check: Check) -> Row:
         promise=_line(check.promise),
         standing=stands,
         word=WORDS[stands],
-        measured="" if found is None else value_text(found),
+        measured="" if found is None else counted(value_text(found), check.quantity, found.value),
         interval=interval_text(check),
-        limit=limit_text(check.limit),
+        limit=limit_text(check.limit, check.quantity),
         margin=margin_text(check),
         cause=cause_text(check),
         aside=aside,

@@ -41,6 +41,8 @@ def across(merged: Merged, values: dict[str, Any], problems: list[Problem]) -> N
     _start(at, values.get("start", {}))
     _gain(at, values.get("gain", {}))
     _workload(at, values.get("workload", {}))
+    if "answers" in merged.values and "server" not in merged.values:
+        at("answers").wrong("", "needs a server to ask (add a [server] table, or leave [answers] away)")
 
 
 def _gpus(at: _At, gpus: list[dict[str, Any]], raw: list[Any]) -> None:

@@ -30,7 +30,19 @@ def _same(**found: Leaf) -> dict[str, Key]:
     return {name: Key(name, leaf) for name, leaf in found.items()}
 
 
-TOP: tuple[str, ...] = ("schema", "extends", "rig", "gpus", "nvlink", "server", "start", "throughput", "gain", "workload")
+TOP: tuple[str, ...] = (
+    "schema",
+    "extends",
+    "rig",
+    "gpus",
+    "nvlink",
+    "server",
+    "start",
+    "throughput",
+    "gain",
+    "answers",
+    "workload",
+)
 
 TABLES: dict[str, Table] = {
     "rig": Table(_same(name=leaves.text("attic"), max_total_w=leaves.quantity("W"), unavailable=leaves.readings)),
@@ -104,6 +116,7 @@ TABLES: dict[str, Table] = {
             **_same(compile_baseline=leaves.text("reports/<run id>"), nvlink_baseline=leaves.text("reports/<run id>")),
         }
     ),
+    "answers": Table(_same(expect=leaves.expectations, text=leaves.yes_no)),
     "workload": Table(
         {
             **_same(

@@ -265,6 +265,31 @@ def phases(value: object, place: Place) -> Any:
     return found
 
 
+def expectations(value: object, place: Place) -> Any:
+    """``[answers] expect``: prompts, each with what must stand in its answer."""
+    example = '[{ prompt = "The capital of France is", contains = "Paris" }]'
+    if not isinstance(value, list) or not value:
+        return place.wrong(shown(value), f"is not a list of expectations (write e.g. {example})")
+    found, known = [], ("prompt", "contains")
+    for index, each in enumerate(value):
+        inside = place.inside(f"[{index}]")
+        if not isinstance(each, dict):
+            inside.wrong(shown(each), f"is not a table (write e.g. {example})")
+            continue
+        for name in each:
+            if name not in known:
+                inside.inside(f".{name}").wrong("", "is no key of an expectation (known: prompt, contains)", nearest(name, known))
+        for name in known:
+            if name not in each:
+                inside.inside(f".{name}").wrong("", f"is missing (write e.g. {example})")
+            elif not isinstance(each[name], str) or not each[name].strip():
+                inside.inside(f".{name}").wrong(shown(each[name]), f"is not a text (write e.g. {example})")
+        if each.get("prompt") in [other.get("prompt") for other in value[:index] if isinstance(other, dict)]:
+            inside.inside(".prompt").wrong(shown(each.get("prompt")), "stands there twice (keep one of them)")
+        found.append({name: each.get(name) for name in known})
+    return found
+
+
 def address(value: object, place: Place) -> Any:
     """``http(s)://host:port`` and nothing behind it."""
     example = "(write e.g. 'http://127.0.0.1:30000')"

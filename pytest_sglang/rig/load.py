@@ -11,6 +11,8 @@ from pytest_sglang.rig.keys import TABLES, TOP, Table
 from pytest_sglang.rig.leaves import KNOWN_READINGS, Place, shown
 from pytest_sglang.rig.merge import Merged
 from pytest_sglang.rig.model import (
+    AnswersPromise,
+    Expectation,
     GainPromise,
     GpuPromise,
     NvlinkPromise,
@@ -104,5 +106,10 @@ def _rig(path: Path, values: dict[str, Any]) -> Rig:
         # the first row that fits counts: one for this very level and link state before one for whatever they are
         throughput=tuple(sorted(rows, key=lambda row: (row.power_w is None) + (row.nvlink is None))),
         gain=GainPromise(**values["gain"]) if "gain" in values else None,
+        answers=_answers(values["answers"]) if "answers" in values else None,
         workload=Workload(**values.get("workload", {})),
     )
+
+
+def _answers(values: dict[str, Any]) -> AnswersPromise:
+    return AnswersPromise(expect=tuple(Expectation(**each) for each in values.get("expect", ())), text=bool(values.get("text")))

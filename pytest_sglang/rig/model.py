@@ -119,6 +119,20 @@ class Workload(Value, frozen=True, kw_only=True):
     prompts: Literal["unique", "cached", "random-ids"] = "unique"
 
 
+class Expectation(Value, frozen=True, kw_only=True):
+    """What must stand in the greedy continuation of a prompt, upper or lower case."""
+
+    prompt: str
+    contains: str
+
+
+class AnswersPromise(Value, frozen=True, kw_only=True):
+    """Answers stay the same over starts. ``text``: they are text, not a few tokens over and over nor broken characters."""
+
+    expect: tuple[Expectation, ...] = ()
+    text: bool = False
+
+
 class Rig(Value, frozen=True, kw_only=True):
     """A rig file: everything that is promised of one rig."""
 
@@ -132,6 +146,7 @@ class Rig(Value, frozen=True, kw_only=True):
     start: StartPromise | None = None
     throughput: tuple[ThroughputRow, ...] = ()
     gain: GainPromise | None = None
+    answers: AnswersPromise | None = None
     workload: Workload = Workload()
 
     @property

@@ -30,6 +30,7 @@ def render(found: Found) -> str:
         _caches(found),
         _start(found),
         _throughput(found),
+        _answers(found),
     ]
     return "\n\n".join("\n".join(block) for block in blocks if block) + "\n"
 
@@ -328,6 +329,16 @@ def _throughput(found: Found) -> list[str]:
         "# streams = 1",
         '# quantity = "decode"',
         '# min = "1 tok/s"    # an example, not a measurement: put in your own',
+    ]
+
+
+def _answers(found: Found) -> list[str]:
+    if found.server is None or not _usable("server", "url", found.server.url):
+        return []
+    return [
+        "# The tokens stay right: six fixed prompts, 32 tokens each, answered alike after every start of a run, but for near ties.",
+        "[answers]",
+        '# expect = [{ prompt = "The capital of France is", contains = "Paris" }]    # what your model must know',
     ]
 
 

@@ -8,17 +8,18 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from pytest_sglang.judge import keys, regression
 from pytest_sglang.judge.verdict import Judgement, inconclusive
 from pytest_sglang.record import run as records
 from pytest_sglang.record.run import Limit, Measurement, Run
 from pytest_sglang.record.values import Finding
-from pytest_sglang.session import comparison, store
+from pytest_sglang.session import compared_changes, comparison, store
 from pytest_sglang.session.errors import Refused
 from pytest_sglang.session.options import BaselineWish
 
 if TYPE_CHECKING:
-    from pytest_sglang.session.comparison import Comparison, Quantity
+    from pytest_sglang.session.compared import Quantity
+    from pytest_sglang.session.compared_answers import AnswersComparison
+    from pytest_sglang.session.comparison import Comparison
     from pytest_sglang.session.deployment import Deployment
 
 DEFAULT = "default"
@@ -59,8 +60,9 @@ def find(reports: Path, rig: str, name: str, *, simulated: bool = False) -> stor
 
 def save(folder: Path, run: Run, name: str) -> str:
     """Give a finished run the name, taking it from an older one of the rig; the line to print. A run that did not pass is not taken."""
-    if run.verdict != "pass":
-        return f"baseline {name!r} not saved: the run is {run.verdict}, not a pass"
+    unfit = _unfit(run)
+    if unfit:
+        return f"baseline {name!r} not saved: the run {unfit}"
     rig = str(run.rig.get("name") or "unnamed rig")
     old = find(folder.parent, rig, name, simulated=run.simulated)
     records.write_atomic(folder / store.KEPT, "".join(f"{each}\n" for each in dict.fromkeys([*names_of(folder), name])))
@@ -74,26 +76,46 @@ def save(folder: Path, run: Run, name: str) -> str:
     return f"baseline {name!r} saved: {folder.name}"
 
 
+def _unfit(run: Run) -> str:
+    """Why a run is no baseline; empty where it may be one."""
+    if run.finished is None or run.interrupted:
+        return "was interrupted: a part of it is missing"
+    return "" if run.verdict == "pass" else f"is {run.verdict}, not a pass"
+
+
 def judge(deployment: Deployment, name: str) -> list[Judgement]:
     """This run's measurements against the baseline: refused where their keys differ in more than one thing."""
-    reports, run = deployment.options.report_dir, deployment.recorder.run
-    stored = find(reports, deployment.rig.name, name, simulated=run.simulated)
+    return against(deployment.options.report_dir, deployment.recorder.run, deployment.rig.name, name)
+
+
+def against(reports: Path, run: Run, rig: str, name: str) -> list[Judgement]:
+    """``run``, finished or not, against the baseline of this name in ``reports``."""
+    stored = find(reports, rig, name, simulated=run.simulated)
     if stored is None:
         return [
             inconclusive(
-                f"no baseline {name!r} of {deployment.rig.name} in {reports.name}/ (save one: --sglang-baseline=save={name})",
+                f"no baseline {name!r} of {rig} in {reports.name}/ (save one: --sglang-baseline=save={name})",
                 "no baseline",
             )
         ]
-    before = store.whole(stored)
-    history = [each for each in store.runs(reports)[0] if each.simulated == run.simulated]
-    found = comparison.compare([before], [run], history)
+    try:
+        before = store.whole(stored)
+    except records.RecordError as error:
+        return [inconclusive(f"baseline {name!r} cannot be read: {error}", "no baseline")]
+    unfit = _unfit(before)
+    if unfit:
+        save_new = f"after a pass, save a new one: --sglang-baseline=save={name}"
+        return [inconclusive(f"not compared with {before.run_id}: that run {unfit} ({save_new})", "no baseline")]
+    found = comparison.compare([before], [run], store.runs(reports)[0])
     changes = [each for each in found.changed if each.kind == "change"]
     if found.refused or (changes and found.under_test is None):
-        told = "; ".join(f"{each.name}: {keys.shown(each.before)} then, {keys.shown(each.after)} now" for each in found.changed[:6])
-        more = f" and {len(found.changed) - 6} more" if len(found.changed) > 6 else ""
-        return [inconclusive(f"not compared with {before.run_id}: more than one thing differs: {told}{more}", "not comparable")]
+        unlike = [each for each in found.changed if each.kind == "condition"] if found.refused else found.changed
+        reason = "its conditions differ" if found.refused else "more than one thing differs"
+        told = compared_changes.listed(unlike)
+        return [inconclusive(f"not compared with {before.run_id}: {reason}: {told}", "not comparable")]
     said = [_judgement(each, found, before) for each in found.quantities if each.judged]
+    if said and found.answers is not None and found.answers.verdict is not None:
+        said.append(_answers(found.answers, before))
     if not said:
         return [inconclusive(f"this run measured nothing that {before.run_id} measured too", "nothing to compare")]
     return [msgspec.structs.replace(said[0], findings=_findings(found, before, run)), *said[1:]]
@@ -115,11 +137,22 @@ def _judgement(each: Quantity, found: Comparison, before: Run) -> Judgement:
         message=message,
         quantity=quantity,
         measured=measured,
-        limit=Limit(">=", -regression.MAX_LOSS * 100, "%"),
+        limit=Limit(">=", round(-each.max_loss * 100, 3), "%"),
         cause=(f"{found.under_test} is the one thing that differs" if found.under_test else "nothing that is recorded differs")
         if change.verdict == "fail"
         else None,
         inconclusive_because=change.why if change.verdict == "inconclusive" else None,
+    )
+
+
+def _answers(found: AnswersComparison, before: Run) -> Judgement:
+    message = f"answers against {before.run_id}: {found.text}"
+    return Judgement(
+        verdict=found.verdict or "inconclusive",
+        message=message,
+        measured={"answers:equal": Measurement(found.equal, "count"), "answers:tokens": Measurement(found.tokens, "count")},
+        cause="the same prompts get other answers" if found.verdict == "fail" else None,
+        inconclusive_because=found.text if found.verdict == "inconclusive" else None,
     )
 
 

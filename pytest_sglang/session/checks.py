@@ -7,7 +7,19 @@ from dataclasses import dataclass
 
 from pytest_sglang.rig.model import Rig, ThroughputRow
 
-STAGES: tuple[str, ...] = ("identity", "power", "links", "server", "findings", "measure", "restart", "cold", "health", "baseline")
+STAGES: tuple[str, ...] = (
+    "identity",
+    "power",
+    "links",
+    "server",
+    "findings",
+    "measure",
+    "restart",
+    "cold",
+    "answers",
+    "health",
+    "baseline",
+)
 """The fixed order. Nothing is restarted before everything else has been measured: the server may not come back.
 
 Last of all: what happened to the cards meanwhile, and the comparison with the baseline.
@@ -120,6 +132,15 @@ STANDARD: dict[str, CheckSpec] = {
             "cold",
             after=("gpu-identity", "power-limit", *_SERVER),
             promised=lambda rig: _starts(rig) and rig.start is not None and rig.start.cold_s is not None,
+            uses_server=True,
+        ),
+        # asked before and after the restarts, judged behind them
+        CheckSpec(
+            "answers",
+            "answers",
+            after=_SERVER,
+            min_level=2,
+            promised=lambda rig: rig.server is not None and rig.answers is not None,
             uses_server=True,
         ),
         CheckSpec("gpu-health", "health", promised=lambda rig: bool(rig.gpus)),

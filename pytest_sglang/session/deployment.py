@@ -16,6 +16,7 @@ from pytest_sglang.session.options import RunOptions
 from pytest_sglang.session.recorder import Recorder
 
 if TYPE_CHECKING:
+    from pytest_sglang.gpu.host import Xid
     from pytest_sglang.judge.throttling import Worked
     from pytest_sglang.server.control import Controller, ControlState
     from pytest_sglang.server.http import ControlPlane
@@ -77,6 +78,8 @@ class Deployment:
         """What the serving cards did over the newest measurement at each power level."""
         self.loads: list[UnderLoad] = []
         """PCIe and NVLink in each measured load of this run."""
+        self.kernel_messages: tuple[Xid, ...] | None = None
+        """What the driver wrote into the kernel log, as it was last looked at in this run; None = not looked at, or unreadable."""
         self.lost_in: str | None = None
         """Id of the check in which a card fell off the bus; nothing is measured after it."""
         self.closed = False
@@ -276,9 +279,10 @@ class Deployment:
 
     def take_fingerprint(self) -> None:
         """Keep what this run is made on; again whenever another server process answers."""
-        from pytest_sglang.session import fingerprint
+        from pytest_sglang.session import fingerprint, layout
 
         self.recorder.environment(fingerprint.take(self))
+        self.recorder.topology(layout.read(self))
 
     def require_this_machine(self) -> None:
         """Raise Inconclusive where the promised server is another machine's: the cards here say nothing about it."""
@@ -310,11 +314,13 @@ class Deployment:
         try:
             self._put_back()
         finally:
-            from pytest_sglang.session import standing
+            from pytest_sglang.session import layout, standing
 
             self._end_what_the_run_started()
             self.as_left = standing.read(self)
+            self.recorder.topology(layout.read(self))
             self.recorder.stop_clock()
+            self._keep_for_the_reader()
             for part in (self._plane, self.hardware):
                 if part is not None:
                     part.close()
@@ -324,6 +330,13 @@ class Deployment:
             self.guard.close()
             if self.locks is not None:
                 self.locks.release()
+
+    def _keep_for_the_reader(self) -> None:
+        """Excerpts of the logs while these are there (a simulated rig takes its own with it), and what has changed since the last pass."""
+        from pytest_sglang.session import excerpts, since
+
+        excerpts.keep(self)
+        since.note(self.recorder, self.options.report_dir)
 
     def _end_what_the_run_started(self) -> None:
         from pytest_sglang.server.control import ControlError
@@ -370,6 +383,7 @@ class Deployment:
             )
             return
         if stopping.is_to_start(self):
+            self.server.launches.append((self.clock.time(), "put back at the end", ""))
             self._controller.start()
             _settle(self._controller)
         if not self._controller.state().active:

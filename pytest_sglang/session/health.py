@@ -51,7 +51,9 @@ def runner(deployment: Deployment) -> Run:
 
 def messages(deployment: Deployment) -> Reading[tuple[host.Xid, ...]]:
     """The driver's messages in the kernel log since the run began."""
-    return host.messages_since(deployment.recorder.began_wall, runner(deployment))
+    found = host.messages_since(deployment.recorder.began_wall, runner(deployment))
+    deployment.kernel_messages = None if isinstance(found, Missing) else found
+    return found
 
 
 def judge_kernel_log(deployment: Deployment) -> Judgement:

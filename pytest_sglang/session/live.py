@@ -130,5 +130,6 @@ class MovingLine:
         """Put it there; a moving line is cut to the terminal as wide as it is at this moment."""
         # the last cell of a terminal stays free: some wrap as soon as it is filled
         line = fit(line, width_of(self.stream) - 1 if self.moves else _PLAIN)
-        self.stream.write(begin + line + end)
+        encoding = getattr(self.stream, "encoding", None) or "utf-8"
+        self.stream.write((begin + line + end).encode(encoding, errors="replace").decode(encoding))
         self.stream.flush()

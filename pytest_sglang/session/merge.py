@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 from pytest_sglang.judge import stats
@@ -16,8 +16,8 @@ from pytest_sglang.session.store import Skipped, Stored
 
 MIN_NODES = 4
 """Fewer nodes have no middle to lie outside of."""
-OUTLIER_SCORE = 3.5
-"""Modified z score from which on a value is an outlier (Iglewicz and Hoaglin, "How to Detect and Handle Outliers", 1993)."""
+OUTLIER_CHANCE = 0.05
+"""Chance of calling some node of a promise an outlier where all are alike (Bonferroni over the nodes)."""
 OUTLIER_SHARE = 0.03
 """... and how far off the median it must lie: nodes that agree to a per mille have no outliers that matter."""
 
@@ -40,6 +40,10 @@ class Fleet(Value, frozen=True, kw_only=True):
     cells: dict[str, dict[str, Cell]]
     verdicts: dict[str, str]
     missing: tuple[str, ...] = ()
+    unlisted: tuple[str, ...] = ()
+    """Nodes with a run that the list of nodes does not name."""
+    left_out: dict[str, int] = {}
+    """Checks that a node's run left out; nodes that left nothing out are not in it."""
     skipped: tuple[Skipped, ...] = ()
     findings: tuple[Finding, ...] = ()
     simulated: bool = False
@@ -77,7 +81,10 @@ def merge(folders: Sequence[Path], expected: Sequence[str] = ()) -> Fleet:
         promises=promises,
         cells=cells,
         verdicts={node: newest[node].verdict if newest[node].finished is not None else "inconclusive" for node in nodes},
+        # whoever lists a host has all its rigs
         missing=tuple(node for node in expected if node not in newest and node not in hosts),
+        unlisted=tuple(node for node in nodes if expected and not {node, host_of(newest[node])} & set(expected)),
+        left_out={node: len(newest[node].not_checked) for node in nodes if newest[node].not_checked},
         skipped=tuple(skipped),
         findings=findings,
         simulated=any(newest[node].simulated for node in nodes),
@@ -175,13 +182,13 @@ def _outliers(cells: dict[str, dict[str, Cell]], promises: Sequence[str]) -> tup
         if len(numbers) < MIN_NODES:
             continue
         middle = stats.median(numbers)
-        scatter = stats.median([abs(value - middle) for value in numbers])
+        centre, spread = bulk(numbers)
+        far = NormalDist().inv_cdf(1 - OUTLIER_CHANCE / (2 * len(numbers)))
         for node, value in values.items():
             if value is None or not middle:
                 continue
             share = (value - middle) / abs(middle)
-            score = 0.6745 * abs(value - middle) / scatter if scatter else (math.inf if value != middle else 0.0)
-            outlier = score > OUTLIER_SCORE and abs(share) > OUTLIER_SHARE
+            outlier = abs(value - centre) > far * spread and abs(share) > OUTLIER_SHARE
             out[node][promise] = msgspec.structs.replace(out[node][promise], deviation=share, outlier=outlier)
             if outlier:
                 detail = f"{promise}: {share * 100:+.1f} % off the median of {len(numbers)} nodes"
@@ -189,3 +196,18 @@ def _outliers(cells: dict[str, dict[str, Cell]], promises: Sequence[str]) -> tup
                     Finding("outlier", "warn", node, detail, "compare its run with a neighbour's: pytest-sglang compare")
                 )
     return out, tuple(findings)
+
+
+def bulk(values: Sequence[float]) -> tuple[float, float]:
+    """(centre, standard deviation) of the majority: from the shortest interval that holds more than half of the values.
+
+    Rousseeuw and Leroy, "Robust Regression and Outlier Detection", 1987, chapter 4: unlike the median deviation it does not grow
+    with the part of the nodes that is off, as long as that is less than half. Raises ValueError for fewer than two values.
+    """
+    if len(values) < 2:
+        raise ValueError("a spread needs two values at least")
+    ordered = sorted(values)
+    half = len(ordered) // 2 + 1
+    low = min(range(len(ordered) - half + 1), key=lambda place: ordered[place + half - 1] - ordered[place])
+    left, right = ordered[low], ordered[low + half - 1]
+    return (left + right) / 2, 1.4826 * (1 + 5 / (len(ordered) - 1)) * (right - left) / 2

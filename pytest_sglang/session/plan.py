@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pytest_sglang.answers.prompts import FIXED, TOKENS
 from pytest_sglang.record import units
 from pytest_sglang.rig.model import Rig
 from pytest_sglang.session import heat
+from pytest_sglang.session.answering import CHECK
 from pytest_sglang.session.checks import CheckSpec
 from pytest_sglang.session.options import RunOptions
 
@@ -114,7 +116,10 @@ def _what(rig: Rig, options: RunOptions, check: PlannedCheck, totals: _Totals, c
             if len(options.power_levels_w) > 1 and not workload.soak_s and options.level < 3:
                 totals.seconds += heat.MOST_S / 2
                 heating = f", after {heat.LOOK_S:g} to {heat.MOST_S:g} s of heating"
-            return f"{rounds} to {most} rounds of {workload.output_tokens} tokens, {workload.streams} stream(s){heating}", False
+            return (
+                f"{rounds} to {most} rounds of {workload.output_tokens} tokens, {workload.streams} stream{'s' if workload.streams > 1 else ''}{heating}",
+                False,
+            )
         return "from the same measurement", False
     if spec.stage == "restart":
         if not options.may_restart:
@@ -132,6 +137,14 @@ def _what(rig: Rig, options: RunOptions, check: PlannedCheck, totals: _Totals, c
         )
         changes.append("compile caches renamed and put back, which costs a second stop and start")
         return "caches set aside, one cold start, caches put back, one warm start", False
+    if spec.id == CHECK:
+        prompts = len(FIXED) + len(rig.answers.expect if rig.answers is not None else ())
+        # before and after each start that is made; twice where there is none
+        times = max(2, 1 + min(totals.restarts, 2))
+        totals.requests += 2 * prompts * times
+        totals.tokens += prompts * times * (TOKENS + 1)
+        totals.seconds += prompts * times * TOKENS / ASSUMED_TOK_S
+        return f"{prompts} prompts of {TOKENS} tokens, asked {times} times", False
     if spec.id == "ready":
         totals.requests += 1
         totals.tokens += 16

@@ -9,10 +9,13 @@ from typing import Any
 
 import msgspec
 
+from pytest_sglang.judge import samples
 from pytest_sglang.record import run as records
+from pytest_sglang.record.answers import Answers
 from pytest_sglang.record.clock import Clock
 from pytest_sglang.record.run import Check, NotChecked, Run
 from pytest_sglang.record.values import Finding, Startup, Throughput
+from pytest_sglang.session import earlier
 
 NOT_AS_IT_WAS = frozenset({"not-put-back", "did-not-come-back", "survivor"})
 """Findings after which a run cannot pass."""
@@ -70,6 +73,14 @@ class Recorder:
         """The fingerprint, redacted."""
         self._set(environment=facts)
 
+    def since_pass(self, found: dict[str, Any]) -> None:
+        """The newest earlier pass of this rig, and what has changed since."""
+        self._set(since_pass=found)
+
+    def logs(self, excerpts: tuple[dict[str, Any], ...]) -> None:
+        """The excerpts of logs that lie in this run's folder."""
+        self._set(logs=excerpts)
+
     def as_found(self, state: dict[str, Any]) -> None:
         """The rig before anything was done."""
         self._set(as_found=state)
@@ -77,6 +88,22 @@ class Recorder:
     def as_left(self, state: dict[str, Any]) -> None:
         """The rig after everything was put back, read back."""
         self._set(as_left=state)
+
+    def topology(self, seen: dict[str, Any]) -> None:
+        """Cards, links and the server's place on them, as ``layout`` reads them; the newest reading stands.
+
+        Where a later one no longer sees the server, it keeps where the server was seen. ``first_paths`` are those of
+        the first reading, where they have changed since.
+        """
+        known = self.run.topology
+        if "cards" in known:
+            if "cards" not in seen:
+                seen = {**known, "not_read_again": seen.get("unreadable")}
+            elif "gpus" not in seen["serving"] and "gpus" in known["serving"]:
+                seen = {**seen, "serving": known["serving"]}
+            first = known.get("first_paths", known["paths"])
+            seen = {**seen, "first_paths": first} if first != seen["paths"] else seen
+        self._set(topology=records.plain(seen))
 
     def startup(self, label: str, startup: Startup, budget_s: float | None) -> None:
         """A start that was made or judged, for the time-line chart."""
@@ -86,7 +113,8 @@ class Recorder:
 
     def throughput(self, label: str, power_w: float | None, promise: dict[str, Any], throughput: Throughput) -> None:
         """A measurement, for the chart and for later comparison."""
-        item = {"label": label, "power_w": power_w, **promise, "throughput": records.plain(throughput)}
+        told = records.plain(throughput)
+        item = {"label": label, "power_w": power_w, **promise, "throughput": told, "samples": samples.short(told)}
         self._set(throughputs=(*self.run.throughputs, item))
 
     def power_series(self, series: dict[str, Any]) -> None:
@@ -104,6 +132,10 @@ class Recorder:
     def power_curve(self, curve: dict[str, Any]) -> None:
         """Speed and energy over power levels, as far as they are measured."""
         self._set(power_curve=curve)
+
+    def answers(self, answers: Answers) -> None:
+        """What the fixed prompts were answered after one start."""
+        self._set(answers=(*self.run.answers, records.plain(answers)))
 
     def findings(self, findings: tuple[Finding, ...]) -> None:
         """Something noticed outside any check."""
@@ -134,6 +166,7 @@ class Recorder:
         now = self._ended or self._began
         verdict = {0: "pass", 1: "fail"}.get(exit_code, "inconclusive")
         self._set(
+            earlier_starts=earlier.starts(self.folder.parent, self.run),
             finished=records.utc(now),
             duration_s=round(now - self._began, 3),
             wall_s=round(time.time() - self.began_wall, 3),

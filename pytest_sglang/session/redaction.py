@@ -2,11 +2,36 @@
 
 from __future__ import annotations
 
+import itertools
 import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 SECRET = re.compile(r"(api[-_]?key|token$|[-_]token|secret|password|passwd|credential|authorization|bearer)", re.IGNORECASE)
 HIDDEN = "[redacted]"
+SHORTEST = 6
+"""A shorter value of a secret variable is looked for nowhere: it may be any word."""
+_NO_SECRET = re.compile(r"[\d.]+|true|false|none|/[\w./-]*", re.IGNORECASE)
+
+
+def known(variables: Mapping[str, str], argv: Sequence[str] = ()) -> frozenset[str]:
+    """Values that are secrets by the name of their variable, or that follow a secret flag: what no text may show."""
+    found = {value for name, value in variables.items() if _VARIABLE.search(name)}
+    for flag, value in itertools.pairwise(argv):
+        if flag.startswith("-") and _secret(flag.lstrip("-")):
+            found.add(value)
+    found |= {word.partition("=")[2] for word in argv if word.startswith("-") and _secret(word.partition("=")[0].lstrip("-"))}
+    return frozenset(each for each in found if len(each) >= SHORTEST and not _NO_SECRET.fullmatch(each) and each != HIDDEN)
+
+
+_VARIABLE = re.compile(r"KEY|TOKEN(?!S\b|IZER)|SECRET|PASSWORD|PASSWD|CREDENTIAL|AUTH", re.IGNORECASE)
+
+
+def without(text: str, secrets: Iterable[str]) -> str:
+    """``text`` with each of ``secrets`` replaced, the longest first."""
+    for each in sorted(secrets, key=len, reverse=True):
+        text = text.replace(each, HIDDEN)
+    return text
 
 
 def redact(value: Any) -> Any:

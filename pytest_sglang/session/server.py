@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from pytest_sglang.judge.verdict import Judgement
+from pytest_sglang.record.answers import Answers
 from pytest_sglang.record.values import Finding, Startup, Throughput
 from pytest_sglang.rig.model import ServerPromise
 from pytest_sglang.server.control import ControlError
-from pytest_sglang.session import first, judging, starting, stopping
+from pytest_sglang.session import answering, first, judging, starting, stopping
+from pytest_sglang.session.answering import Answering
 from pytest_sglang.session.errors import Inconclusive, NotChecked, ServerDied
-from pytest_sglang.session.state import started_ticks
+from pytest_sglang.session.serving import Serving
 from pytest_sglang.session.watched import Watched
 
 if TYPE_CHECKING:
@@ -21,32 +23,6 @@ if TYPE_CHECKING:
 
 READY_TOKENS = 16
 """Length of the exact completion that proves readiness."""
-SAME_S = 1.0
-"""A process that has the same pid and was started within so many seconds of the one before is the one before."""
-
-
-class _Process(NamedTuple):
-    """A server's main process. ``ticks``: its start in clock ticks since boot, by the kernel; ``started_at``: as its owner tells it."""
-
-    pid: int | None
-    ticks: int | None
-    started_at: float | None
-
-    @classmethod
-    def of(cls, state: ControlState) -> _Process:
-        """The process that ``state`` is about."""
-        return cls(state.pid, None if state.pid is None else started_ticks(state.pid), state.started_at)
-
-    def is_other(self, before: _Process) -> bool:
-        """Another process than ``before``: by its pid, and where that is the same (pids are given again) by its start."""
-        if self.pid != before.pid:
-            return True
-        if self.ticks is not None and before.ticks is not None:
-            return self.ticks != before.ticks
-        # the owner's stamp is told in rig time anew each time, and never twice to the last digit
-        if self.started_at is None or before.started_at is None:
-            return False
-        return abs(self.started_at - before.started_at) > SAME_S
 
 
 class SglangServer:
@@ -59,6 +35,8 @@ class SglangServer:
         """Id of the check in which the server was stopped and did not come back; later checks are inconclusive because of it."""
         self.history: list[Startup] = []
         """Starts that this run made, oldest first."""
+        self.launches: list[tuple[float, str, str]] = []
+        """Every start that this run asked for, failed ones too: rig time, what for, the check it was made in ("" outside one)."""
         self._last_start: Startup | None = None
         self._identity: Identity | None = None
         self._throughputs: dict[tuple[float | None, int, int], Throughput] = {}
@@ -67,7 +45,8 @@ class SglangServer:
         """This run's newest start of it has not become ready: it is under way, was interrupted, or failed."""
         self.asked_at: float | None = None
         """Rig time at which this run asked for the newest start; what answers must have been started after that."""
-        self._before_stop: _Process | None = None
+        self.answering = Answering(deployment)
+        self._before_stop: Serving | None = None
         """The server just before this run stopped it."""
 
     @property
@@ -138,6 +117,7 @@ class SglangServer:
         """Stop the server through its controller; what stands still afterwards is started again at the end of the run."""
         self._may_restart()
         deployment = self._deployment
+        self.answering.before_stop()
         deployment.kernels.remember()  # it takes a while, in which somebody's request may come: not behind the look for those
         if not deployment.controller.run_owned:
             stopping.until_quiet(deployment)
@@ -147,7 +127,7 @@ class SglangServer:
             deployment.stopped_entry = deployment.journal.record(
                 "server", deployment.controller.subject, before, {"active": False}, deployment.controller.description()
             )
-        self._before_stop = _Process.of(deployment.controller.state())
+        self._before_stop = Serving.of(deployment.controller.state())
         try:
             found = stopping.stop(deployment)
         except ControlError:
@@ -234,6 +214,7 @@ class SglangServer:
         deployment = self._deployment
         watched = Watched(deployment)
         launched = deployment.clock.time()
+        self.launches.append((launched, label, self._check_id("")))
         try:
             self.starting = True
             deployment.start_controller()
@@ -252,6 +233,7 @@ class SglangServer:
         self.history.append(startup)
         self._last_start = startup
         deployment.server_is_back()
+        self.answering.started(label)
         return startup
 
     def _check_id(self, otherwise: str) -> str:
@@ -260,7 +242,7 @@ class SglangServer:
 
     def _is_another_process(self) -> None:
         """Raise ControlError where the process that ran before the stop is the one that runs now: then nothing was started."""
-        before, now = self._before_stop, _Process.of(self._deployment.controller.state())
+        before, now = self._before_stop, Serving.of(self._deployment.controller.state())
         if before is None or before.pid is None or now.is_other(before):
             return
         raise ControlError(
@@ -324,6 +306,24 @@ class SglangServer:
             deployment.scope.left_out |= {parts[each.kind]: each.detail for each in found if each.kind in parts}
         return judging.findings(tuple(dict.fromkeys(found)))
 
+    def answers(self) -> Answers:
+        """Ask the fixed prompts, and those of the rig file, now: greedy tokens with their log-probabilities. Raises Inconclusive."""
+        self.identity()
+        before = Serving.of(self._deployment.controller.state())
+        found = self.answering.ask()
+        self._same_process(before)
+        if found.why:
+            raise Inconclusive(f"no answers: {found.why}")
+        return found
+
+    def judge_answers(self) -> list[Judgement]:
+        """Answers are sound, the same in every start of this run but for near ties, and hold what the rig file expects."""
+        self.identity()
+        before = Serving.of(self._deployment.controller.state())
+        judged = self.answering.judge()
+        self._same_process(before)
+        return judged
+
     def last_throughput(self, power_w: float | None) -> Throughput | None:
         """The newest measurement at this power level in this run, so that a second check need not repeat it."""
         workload = self._deployment.rig.workload
@@ -349,7 +349,7 @@ class SglangServer:
             why = wrong[0].detail if wrong else self.identity().unproved
             raise Inconclusive(f"not measured: {why}", because="server-identity")
         self._deployment.power.require(level)
-        before = _Process.of(self._deployment.controller.state())
+        before = Serving.of(self._deployment.controller.state())
 
         def proven() -> None:
             # a limit lost in the middle leaves a rate that belongs to no level
@@ -366,12 +366,12 @@ class SglangServer:
             scope.measured.append(result)
         return result
 
-    def _same_process(self, before: _Process) -> None:
+    def _same_process(self, before: Serving) -> None:
         """Raise ServerDied where nothing serves any more after a measurement, Inconclusive where another process does."""
         state = self._deployment.controller.state()
         if before.pid is not None and not state.active and state.result != "unreadable":
             self._has_died(state, before.pid)
-        if before.pid is not None and _Process.of(state).is_other(before):
+        if before.pid is not None and Serving.of(state).is_other(before):
             raise Inconclusive(f"the server was restarted during the measurement (pid {before.pid}, now {state.pid})")
 
     def _has_died(self, state: ControlState, pid: int) -> None:
@@ -392,7 +392,7 @@ class SglangServer:
     def come_back(self) -> None:
         """Start the server again after its caches have been put back, and wait for it; a failure is told, not raised."""
         try:
-            self._start("caches put back", compare=False)
+            self._start(answering.PUT_BACK, compare=False)
         except Exception as error:
             told = Finding("did-not-come-back", "warn", self._deployment.controller.subject, str(error), "look into its log")
             self._deployment.recorder.findings((told,))

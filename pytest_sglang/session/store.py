@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import re
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -39,10 +43,12 @@ class StoredMeasurement(Value, frozen=True, kw_only=True):
     power_w: float | None = None
     quantity: str = "decode"
     throughput: StoredThroughput = StoredThroughput()
+    samples: dict[str, tuple[float, ...]] = {}
+    """Values of each quantity by name (``judge.samples.short``); {} in a run that is older than that."""
 
 
 class StoredStart(Value, frozen=True, kw_only=True):
-    """An item of ``run.startups``, without its phases."""
+    """An item of ``run.startups``."""
 
     label: str = ""
     startup: dict[str, Any] = {}
@@ -58,6 +64,7 @@ class Stored(Value, frozen=True, kw_only=True):
     finished: str | None = None
     verdict: str = "inconclusive"
     exit_code: int | None = None
+    interrupted: bool = False
     power_levels_w: tuple[float, ...] = ()
     rig: dict[str, Any] = {}
     environment: dict[str, Any] = {}
@@ -65,6 +72,7 @@ class Stored(Value, frozen=True, kw_only=True):
     not_checked: tuple[dict[str, Any], ...] = ()
     startups: tuple[StoredStart, ...] = ()
     throughputs: tuple[StoredMeasurement, ...] = ()
+    earlier_starts: dict[str, Any] = {}
     folder: str = ""
 
     @property
@@ -94,7 +102,13 @@ def runs(folder: Path) -> tuple[list[Stored], list[Skipped]]:
     """Every finished or killed run below ``folder`` (one level), oldest first, and what was skipped. Never raises for a broken one."""
     found: list[Stored] = []
     skipped: list[Skipped] = []
-    for path in _records(folder):
+    try:
+        paths = _records(folder)
+    except FileNotFoundError:
+        return [], []
+    except OSError as error:
+        return [], [Skipped(str(folder), why(error))]
+    for path in paths:
         try:
             found.append(read(path))
         except (OSError, msgspec.MsgspecError, ValueError) as error:
@@ -104,10 +118,72 @@ def runs(folder: Path) -> tuple[list[Stored], list[Skipped]]:
 
 def read(path: Path) -> Stored:
     """One run.json in part. Raises OSError, msgspec.MsgspecError, ValueError."""
-    stored = _DECODER.decode(path.read_bytes())
+    data = path.read_bytes()
+    try:
+        stored = _DECODER.decode(data)
+    except msgspec.ValidationError:
+        _known_schema(data)
+        raise
     if stored.schema != SCHEMA:
         raise ValueError(f"schema {stored.schema}, this version reads {SCHEMA}")
     return msgspec.structs.replace(stored, folder=str(path.parent))
+
+
+def newest(folder: Path, *, rig: str, simulated: bool) -> Iterator[Stored]:
+    """Runs of one rig below ``folder``, newest first, each read when it is asked for; what cannot be read is passed over.
+
+    Newest by the moment in the folder's name, as runs name theirs; a folder of another name goes by the time of its run.json.
+    Runs of other rigs are told by the first lines of their file and cost a thirtieth of a reading.
+    """
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        return
+    for _, name in sorted(((_moment(folder, name), name) for name in names), reverse=True):
+        path = folder / name / "run.json"
+        try:
+            if _is_anothers(path, rig, simulated):
+                continue
+            run = read(path)
+        except (OSError, msgspec.MsgspecError, ValueError):
+            continue
+        if run.rig_name == rig and run.simulated == simulated:
+            yield run
+
+
+_NAMED = re.compile(r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\dZ")
+_HEAD = 4096
+_FLAG = re.compile(rb'^ "simulated": (true|false),$', re.MULTILINE)
+_RIG = re.compile(rb'^ "rig": \{\n  "name": ("(?:[^"\\]|\\.)*"),$', re.MULTILINE)
+"""The first lines of a run.json as ``record.run.write`` writes them."""
+
+
+def _moment(folder: Path, name: str) -> str:
+    found = _NAMED.match(name)
+    if found is not None:
+        return found[0]
+    try:
+        return time.strftime("%Y-%m-%dT%H-%M-%SZ", time.gmtime((folder / name / "run.json").stat().st_mtime))
+    except OSError:
+        return ""
+
+
+def _is_anothers(path: Path, rig: str, simulated: bool) -> bool:
+    """Whether the first lines tell that it is of another rig; False where they do not tell."""
+    with open(path, "rb", buffering=0) as file:
+        head = file.read(_HEAD)
+    flag, name = _FLAG.search(head), _RIG.search(head)
+    if flag is not None and (flag[1] == b"true") != simulated:
+        return True
+    return name is not None and msgspec.json.decode(name[1]) != rig
+
+
+def _known_schema(data: bytes) -> None:
+    """What a later version writes need not have this version's shape: its number says more than the first field that differs."""
+    found = msgspec.json.decode(data)
+    schema = found.get("schema") if isinstance(found, dict) else None
+    if isinstance(schema, int) and schema != SCHEMA:
+        raise ValueError(f"schema {schema}, this version reads {SCHEMA}")
 
 
 def whole(stored: Stored) -> Run:
@@ -118,21 +194,49 @@ def whole(stored: Stored) -> Run:
 
 
 def prune(folder: Path, keep: int, *, rig: str | None = None, dry_run: bool = False) -> list[Path]:
-    """Remove the oldest finished run folders beyond ``keep`` a rig; a named baseline and what is not a run are never touched.
+    """Remove the oldest finished run folders beyond ``keep`` a rig, and give them.
 
-    ``rig``: only runs of this one. Simulated runs are counted apart: they must not push real ones out. Gives the folders that went (or would go). Raises ValueError for ``keep`` below 1.
+    Never touched: a named baseline, a run that a rig file's [gain] is measured against, a run that has not ended, what is not a
+    run, and a folder that does not carry its run's own name (somebody renamed, copied or linked it). ``rig``: only runs of this
+    one. Simulated runs are counted apart: they must not push real ones out. Raises ValueError for ``keep`` below 1, OSError.
     """
     if keep < 1:
         raise ValueError(f"retention of {keep} runs: at least 1 is kept (write e.g. --keep 50)")
+    every = runs(folder)[0]
+    used = {name for each in every for name in _used(each)}
     by_rig: dict[tuple[str, bool], list[Stored]] = {}
-    for each in runs(folder)[0]:
-        if each.finished is not None and rig in (None, each.rig_name) and not (Path(each.folder) / KEPT).exists():
+    for each in every:
+        if each.finished is not None and rig in (None, each.rig_name) and not _stays(Path(each.folder), each, used):
             by_rig.setdefault((each.rig_name, each.simulated), []).append(each)
     gone = [Path(each.folder) for stored in by_rig.values() for each in stored[:-keep]]
-    for path in gone:
-        if not dry_run:
-            shutil.rmtree(path)
+    if not dry_run:
+        for path in [*gone, *folder.glob(f"{_GOING}*")]:
+            _remove(path)
     return gone
+
+
+_GOING = ".removed-"
+
+
+def _remove(path: Path) -> None:
+    """Out of the store in one step, then its files: a clean-up that is cut off leaves no half run, and the next one ends it."""
+    going = path if path.name.startswith(_GOING) else path.with_name(f"{_GOING}{path.name}")
+    with contextlib.suppress(FileNotFoundError):  # another clean-up was faster
+        path.rename(going)
+        shutil.rmtree(going)
+
+
+def _stays(folder: Path, run: Stored, used: set[str]) -> bool:
+    return (folder / KEPT).exists() or folder.is_symlink() or folder.name != run.run_id or run.run_id in used
+
+
+def _used(run: Stored) -> Iterator[str]:
+    """Run folders that this run's rig file names as what its gain is measured against."""
+    gain = run.rig.get("gain")
+    for name in ("compile_baseline", "nvlink_baseline"):
+        path = gain.get(name) if isinstance(gain, dict) else None
+        if isinstance(path, str):
+            yield Path(path.removesuffix("/run.json")).name
 
 
 KEPT = "baseline"
@@ -140,21 +244,24 @@ KEPT = "baseline"
 _DECODER = msgspec.json.Decoder(Stored)
 
 
-def _records(folder: Path) -> Iterator[Path]:
-    import os
+def _records(folder: Path) -> list[Path]:
+    """run.json of every folder that has one, or that does not let us look. Raises OSError."""
+    with os.scandir(folder) as entries:
+        shown = [each for each in entries if not each.name.startswith(".")]
+        return [Path(each.path) / "run.json" for each in sorted(shown, key=lambda entry: entry.name) if _holds(each)]
 
+
+def _holds(entry: os.DirEntry[str]) -> bool:
     try:
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        return entry.is_dir() and (Path(entry.path) / "run.json").is_file()
     except OSError:
-        return
-    for entry in entries:
-        path = Path(entry.path) / "run.json"
-        if entry.is_dir() and path.is_file():
-            yield path
+        return True
 
 
 def why(error: Exception) -> str:
     """Why a run.json was skipped, in a line."""
     if isinstance(error, OSError):
         return error.strerror or str(error)
-    return f"not a run.json of this kind: {error}"
+    if isinstance(error, msgspec.ValidationError):
+        return f"not a run.json of pytest-sglang: {error}"
+    return f"broken: {error}" if isinstance(error, msgspec.MsgspecError) else str(error)

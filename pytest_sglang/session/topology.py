@@ -93,6 +93,10 @@ class NvlinkTopology:
             exclusive=bool(rig.server.exclusive),
         )
 
+    def serving(self) -> tuple[int, ...] | Unreadable:
+        """Indices of the cards on which the server's processes work. Raises GpuLost."""
+        return self._serving()[1]
+
     def _serving(self) -> tuple[set[int], tuple[int, ...] | Unreadable]:
         """The server's process ids, and the indices of the cards on which they work."""
         pid = self._deployment.controller.state().pid

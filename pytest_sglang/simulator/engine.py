@@ -15,13 +15,14 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pytest_sglang.simulator import crashes
+from pytest_sglang.simulator import answers, crashes
+from pytest_sglang.simulator.answers import Answer, Scored
 from pytest_sglang.simulator.config import Config
 from pytest_sglang.simulator.log import Log
 from pytest_sglang.simulator.metrics import Metrics
 from pytest_sglang.simulator.startup import KV_TOKENS, MAX_RUNNING
 from pytest_sglang.simulator.state import HardwareState
-from pytest_sglang.simulator.tokens import EOS, Answer
+from pytest_sglang.simulator.tokens import EOS
 
 ROUND_CV = 0.01
 """Coefficient of variation of a request's speed."""
@@ -63,6 +64,10 @@ class Request:
     queued_s: float = 0.0
     inflated: float = 1.0
     """How many tokens the answer tells of for each that was generated."""
+    scores_from: int | None = None
+    """Place in the prompt from which its tokens are scored; None = nothing is scored."""
+    prompt_scores: list[Scored] = field(default_factory=list)
+    scores: list[Scored] = field(default_factory=list)
 
     @property
     def told(self) -> int:
@@ -89,7 +94,9 @@ def _bridged(config: Config) -> bool:
 class Engine:
     """The running batch. Everything happens on one event loop."""
 
-    def __init__(self, config: Config, state: HardwareState, log: Log, seed: str | None, start: int = 1) -> None:
+    def __init__(
+        self, config: Config, state: HardwareState, log: Log, seed: str | None, start: int = 1, *, stale: bool = False
+    ) -> None:
         self._config, self._state, self._log = config, state, log
         self._hardware = config.hardware
         self._noise = random.Random(seed)
@@ -107,6 +114,9 @@ class Engine:
         self._inflated = INFLATED if "inflated-usage" in config.faults else 1.0
         self._ends_early, self._not_a_number = "early-stop" in config.faults, "nan-tokens" in config.faults
         self._compiling = COMPILING if config.acts("compiles-after-ready", start) else 0
+        self._ills = tuple(name for name in (answers.SUMS, answers.TIES) if config.acts(name, start))
+        if stale:
+            self._ills = (answers.STALE,)
         self._left = DIES_AFTER if config.acts("dies-serving", start) else None
 
     # --- speed -------------------------------------------------------------------------------------------------------------
@@ -175,6 +185,9 @@ class Engine:
         request.queued_s = start_s - request.received_s
         self.metrics.queued.add(request.queued_s)
         request.cached = self._match(request.prompt)
+        if request.scores_from is not None:
+            # what is to be scored must be computed
+            request.cached = min(request.cached, request.scores_from)
         due_s = start_s + FIRST_TOKEN_S + (len(request.prompt) - request.cached) / PREFILL_TOK_S
         await _until(due_s)
         self._prefilled(request)
@@ -182,10 +195,13 @@ class Engine:
         if self._compiling and request.max_tokens > _OWN_WARM_UP:
             self._compiling -= 1
             speed /= COMPILING_COST
-        answer, length, reason = Answer(request.prompt), *self._length(request)
+        answer, length, reason = Answer(request.prompt, self._ills, self._noise), *self._length(request)
+        if request.scores_from is not None and request.scores_from < len(request.prompt):
+            request.prompt_scores = answer.of_prompt()[request.scores_from :]
         held: list[int] = []
         while True:
-            request.output.append(answer.next())
+            request.scores.append(answer.next())
+            request.output.append(request.scores[-1].token)
             held.append(request.output[-1])
             self._produced(request)
             if request.aborted:

@@ -38,9 +38,16 @@ SERVER = (
     Fault("port-opens-early", "the next starts open their port 26 s before they are ready", of_a_start=True),
     Fault("compiles-after-ready", "after the next starts the first two requests run twenty times slower", of_a_start=True),
     Fault("impostor", "when the next starts come to their port, an old server still listens on it", of_a_start=True),
+    Fault(
+        "garbled-answers",
+        "the next starts that find their kernels in the caches take stale ones: wrong tokens, as fast and sure as ever",
+        of_a_start=True,
+    ),
+    Fault("wrong-p2p", "now and then a sum over the cards comes out wrong, and with it a token"),
     Fault("unit-flaps", "the next starts die while they load weights, and systemd starts them again and again", of_a_start=True),
     Fault("log-silent", "the next starts write nothing while they compile, but cache files appear", of_a_start=True, harmless=True),
     Fault("log-rotates", "the log is rotated (copytruncate) in the middle of the next starts", of_a_start=True, harmless=True),
+    Fault("near-ties", "where the two best tokens are nearly tied, now one and now the other is chosen", harmless=True),
     Fault("random-timing", "every phase of a start takes a random time within the promise", harmless=True),
 )
 """In the server's life and in its answers."""

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import random
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
-from zlib import crc32
 
 _WORDS = (Path(__file__).parent / "recorded" / "words.txt").read_text(encoding="ascii").split()
 _VOCABULARY = [*_WORDS, *(f" {word}" for word in _WORDS)]
 _FIRST_BYTE, _FIRST_WORD = 3, 259
 BOS, EOS = 1, 2
 _IDS = {text: _FIRST_WORD + number for number, text in enumerate(_VOCABULARY)}
-_SPACED = range(_FIRST_WORD + len(_WORDS), _FIRST_WORD + 2 * len(_WORDS))
+SPACED = range(_FIRST_WORD + len(_WORDS), _FIRST_WORD + 2 * len(_WORDS))
+"""Words with a space before them."""
 _PIECE = re.compile(r" ?[A-Za-z]+|[^A-Za-z ]+| +")
 
 
@@ -37,16 +36,3 @@ def decode(ids: Iterable[int]) -> str:
         elif token >= _FIRST_BYTE:
             parts.append(token - _FIRST_BYTE)
     return parts.decode("utf-8", "replace")
-
-
-class Answer:
-    """The tokens that follow a prompt: the same for the same prompt, as greedy decoding gives them."""
-
-    def __init__(self, prompt: Sequence[int]) -> None:
-        self._noise = random.Random(crc32(repr(list(prompt)).encode()))
-        self.natural_length = self._noise.randint(24, 400)
-        """Tokens until the model would end by itself."""
-
-    def next(self) -> int:
-        """The next token: a word with a space before it, so that every token shows as text."""
-        return self._noise.choice(_SPACED)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from pytest_sglang.simulator import tokens
+from pytest_sglang.simulator.answers import Scored
 from pytest_sglang.simulator.engine import Request
 from pytest_sglang.simulator.startup import CONTEXT
 
@@ -34,6 +35,9 @@ class Asked:
     stream: bool = False
     usage: bool = False
     continuous_usage: bool = False
+    top_logprobs: int = 0
+    words: bool = False
+    """The text of each scored token is told."""
 
 
 def dumps(value: object) -> str:
@@ -57,6 +61,9 @@ def parse(kind: Kind, body: bytes, default_model: str) -> Asked:
     wanted = _wanted(kind, sampling, prompt)
     options = raw.get("stream_options") or {}
     request = Request(prompt=prompt, max_tokens=wanted, ignore_eos=bool(sampling.get("ignore_eos")))
+    if kind == "generate" and raw.get("return_logprob"):
+        start = raw.get("logprob_start_len", -1)
+        request.scores_from = start if isinstance(start, int) and 0 <= start < len(prompt) else len(prompt)
     if isinstance(raw.get("rid"), str):
         request.rid = raw["rid"]
     return Asked(
@@ -66,6 +73,8 @@ def parse(kind: Kind, body: bytes, default_model: str) -> Asked:
         stream=bool(raw.get("stream")),
         usage=bool(options.get("include_usage")),
         continuous_usage=bool(options.get("continuous_usage_stats")),
+        top_logprobs=max(0, int(raw.get("top_logprobs_num") or 0)) if kind == "generate" else 0,
+        words=bool(raw.get("return_text_in_logprobs")),
     )
 
 
@@ -131,7 +140,7 @@ def whole(asked: Asked) -> dict[str, Any]:
     """The answer of a request that is not streamed."""
     request, text = asked.request, tokens.decode(asked.request.output)
     if asked.kind == "generate":
-        return {"text": text, "output_ids": request.output, "meta_info": _meta(request, final=True)}
+        return {"text": text, "output_ids": request.output, "meta_info": _meta(asked, final=True)}
     ending = {"logprobs": None, "finish_reason": request.finish_reason, "matched_stop": request.matched_stop}
     if asked.kind == "chat":
         message = {"role": "assistant", "content": text, "reasoning_content": None, "tool_calls": None}
@@ -167,7 +176,7 @@ def chunk(asked: Asked, new: Sequence[int]) -> str:
         body = {
             "text": tokens.decode(request.output),
             "output_ids": request.output,
-            "meta_info": _meta(request, final=bool(request.finish)),
+            "meta_info": _meta(asked, final=bool(request.finish)),
         }
         return event(body)
     if asked.kind == "completions":
@@ -209,7 +218,8 @@ def _usage(request: Request) -> dict[str, Any]:
     }
 
 
-def _meta(request: Request, *, final: bool) -> dict[str, Any]:
+def _meta(asked: Asked, *, final: bool) -> dict[str, Any]:
+    request = asked.request
     meta = {
         "id": request.rid,
         "finish_reason": request.finish,
@@ -219,6 +229,7 @@ def _meta(request: Request, *, final: bool) -> dict[str, Any]:
         "queue_time": request.queued_s,
         "prefill_waiting_latency": None,
         "prefill_launch_latency": None,
+        **_scores(asked),
         "reasoning_tokens": 0,
         "completion_tokens": request.told,
         "cached_tokens": request.cached,
@@ -237,3 +248,28 @@ def _meta(request: Request, *, final: bool) -> dict[str, Any]:
         "decode_throughput": (len(request.output) - 1) / decode_s if decode_s > 0 else None,
         "response_sent_to_client_ts": request.received_at + elapsed_s,
     }
+
+
+def _scores(asked: Asked) -> dict[str, Any]:
+    """Log-probabilities as the native route lists them: ``[number, token, text or null]``; the first scored prompt token has none."""
+    request, start = asked.request, asked.request.scores_from
+    if start is None:
+        return {}
+
+    def one(logprob: float | None, token: int) -> list[Any]:
+        return [logprob, token, tokens.decode([token]) if asked.words else None]
+
+    def best(scored: Scored) -> list[list[Any]]:
+        return [one(logprob, token) for token, logprob in scored.best[: asked.top_logprobs]]
+
+    first = request.prompt[start : start + 1]
+    found: dict[str, Any] = {
+        "input_token_logprobs": [one(None, each) for each in first]
+        + [one(each.logprob, each.token) for each in request.prompt_scores],
+        "output_token_logprobs": [one(each.logprob, each.token) for each in request.scores],
+        "output_token_logprobs_length": len(request.scores),
+    }
+    if asked.top_logprobs:
+        found["input_top_logprobs"] = [None for _ in first] + [best(each) for each in request.prompt_scores]
+        found["output_top_logprobs"] = [best(each) for each in request.scores]
+    return found

@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
             [
                 line
                 for each in found
-                for line in (*shown.terminal(each, shared.columns()), ("", {}), (shown.headline(each), {"bold": True}), ("", {}))
+                for line in (*shown.terminal(each, shared.columns()), ("", {}), *shown.last(each, shared.columns()), ("", {}))
             ]
         )
     if arguments.output is not None:

@@ -31,17 +31,24 @@ def run(arguments: argparse.Namespace) -> int:
 
     if not arguments.folder.is_dir():
         raise Refused(f"{arguments.folder}: no such folder (give the one that holds the run folders, e.g. reports)")
-    if arguments.keep is not None:
-        return _keep(arguments)
     runs, skipped = store.runs(arguments.folder)
     chosen = [each for each in runs if arguments.rig in (None, each.rig_name)]
+    if arguments.rig is not None and not chosen:
+        known = sorted({each.rig_name for each in runs})
+        raise Refused(
+            f"--rig {arguments.rig}: no run of this rig in {arguments.folder} (there: {', '.join(known) or 'no run at all'})"
+        )
+    if arguments.keep is not None:
+        return _keep(arguments)
     trends = history.trends(chosen)
     if arguments.json:
         print(json.dumps({"runs": len(chosen), "trends": records.plain(trends), "skipped": records.plain(skipped)}, indent=1))
     else:
         shared.write_lines(shown.terminal(trends, skipped, shared.columns()))
     if arguments.index:
-        print(f"written: {shown.write_index(arguments.folder, (runs, skipped))}")
+        path = shown.write_index(arguments.folder)
+        if not arguments.json:
+            print(f"written: {path}")
     return shared.EXIT_OK
 
 

@@ -31,16 +31,8 @@ def run(arguments: argparse.Namespace) -> int:
     from pytest_sglang.record import run as records
     from pytest_sglang.report import fleet as shown
     from pytest_sglang.session import merge
-    from pytest_sglang.session.errors import Refused
 
-    expected: list[str] = []
-    if arguments.nodes is not None:
-        try:
-            expected = [
-                line.strip() for line in arguments.nodes.read_text().splitlines() if line.strip() and not line.startswith("#")
-            ]
-        except OSError as error:
-            raise Refused(f"{arguments.nodes}: {error.strerror} (give a file with one node name a line)") from None
+    expected = _expected(arguments.nodes) if arguments.nodes is not None else []
     fleet = merge.merge(arguments.folders, expected)
     data = {**records.plain(fleet), "verdict": fleet.verdict}
     if arguments.output is not None:
@@ -51,5 +43,19 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         shared.write_lines([*shown.terminal(fleet, shared.columns()), ("", {}), (shown.headline(fleet), {"bold": True})])
         if arguments.output is not None:
-            print(f"written: {arguments.output}/fleet.html")
+            print(f"written: {arguments.output / 'fleet.html'}")
     return records.EXIT_CODES[fleet.verdict]
+
+
+def _expected(path: Path) -> list[str]:
+    from pytest_sglang.session.errors import Refused
+
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "not a text file"
+        raise Refused(f"{path}: {why} (give a file with one node name a line)") from None
+    names = [name for line in lines if (name := line.partition("#")[0].strip())]
+    if not names:
+        raise Refused(f"{path}: no node in it (write one node name a line, as the runs' host names are)")
+    return names

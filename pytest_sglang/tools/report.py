@@ -25,6 +25,6 @@ def run(arguments: argparse.Namespace) -> int:
     run = records.read(arguments.run)
     folder = arguments.run if arguments.run.is_dir() else arguments.run.parent
     target = arguments.output or folder / "report.html"
-    records.write_atomic(target, standalone.render(run))
+    records.write_atomic(target, standalone.render(run, folder))
     print(f"written: {target}")
     return shared.EXIT_OK

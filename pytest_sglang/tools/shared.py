@@ -47,10 +47,19 @@ def columns() -> int:
     return shutil.get_terminal_size((80, 24)).columns
 
 
+_ASCII = str.maketrans(dict(zip("▁▂▃▄▅▆▇█", "_.,-=+*#", strict=True)) | {"…": "...", "·": "-", "→": "->"})
+"""For a terminal whose encoding has no such characters."""
+
+
 def write_lines(lines: Iterable[tuple[str, dict[str, Any]]]) -> None:
     """Lines with pytest's markup names; colours on a terminal only, and never against NO_COLOR."""
+    encoding = sys.stdout.encoding or "utf-8"
     codes = {"bold": 1, "red": 31, "green": 32, "yellow": 33}
     coloured = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     for text, markup in lines:
+        try:
+            text.encode(encoding)
+        except UnicodeEncodeError:
+            text = text.translate(_ASCII)
         on = ";".join(str(codes[name]) for name, wanted in markup.items() if wanted and name in codes)
         print(f"\x1b[{on}m{text}\x1b[0m" if coloured and on else text)

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+from typing import TYPE_CHECKING
 
 from pytest_sglang.tools import shared
+
+if TYPE_CHECKING:
+    from pytest_sglang.session.undo import Outcome
 
 
 def add(tools: shared.SubCommands) -> None:
@@ -32,12 +36,17 @@ def run(arguments: argparse.Namespace) -> int:
             )
         )
     else:
-        print(
-            "\n".join(f"{each.action}: {each.entry.kind} {each.entry.target}: {each.detail}" for each in outcomes)
-            or "nothing to undo"
-        )
+        print("\n".join(map(_line, outcomes)) or "nothing to undo")
         for each in left_by_others():
             print(f"not yours to undo: {each}")
     if any(each.action == "owner alive" for each in outcomes):
         return shared.EXIT_USAGE
     return shared.EXIT_FAIL if any(each.action == "failed" for each in outcomes) else shared.EXIT_OK
+
+
+def _line(outcome: Outcome) -> str:
+    """What was done about what; most details name it themselves."""
+    from pytest_sglang.session.changes import name_of
+
+    name = name_of(outcome.entry)
+    return f"{outcome.action}: {outcome.detail if name in outcome.detail else f'{name}: {outcome.detail}'}"

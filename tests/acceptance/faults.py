@@ -17,6 +17,7 @@ CHECKS = (
     "links-under-load",
     "warm-restart",
     "cold-start",
+    "answers",
     "gpu-health",
     "kernel-log",
 )
@@ -92,6 +93,7 @@ HARDWARE: dict[str, dict[str, str]] = {
         links_under_load="decode-throughput",
         warm_restart="decode-throughput",
         cold_start="decode-throughput",
+        answers="decode-throughput",
         gpu_health="fail",
         kernel_log="fail",
     ),
@@ -163,9 +165,12 @@ FINDINGS: dict[str, str] = {
 }
 """Kind of the finding by which a fault shows in the check of findings, whether that fails or not; a clean rig has none of these."""
 
+_NOT_BACK = row(warm_restart="fail", cold_start="warm-restart", answers="warm-restart")
+"""The server does not come back from its first restart."""
+
 SERVER: dict[str, dict[str, str]] = {
-    "never-ready": row(warm_restart="fail", cold_start="warm-restart"),
-    "dies-loading": row(warm_restart="fail", cold_start="warm-restart"),
+    "never-ready": _NOT_BACK,
+    "dies-loading": _NOT_BACK,
     "wrong-model": row(
         server_identity="fail",
         ready="server-identity",
@@ -177,9 +182,10 @@ SERVER: dict[str, dict[str, str]] = {
         links_under_load="server-identity",
         warm_restart="server-identity",
         cold_start="server-identity",
+        answers="server-identity",
     ),
     "sigterm-ignored": row(warm_restart="fail", cold_start="fail"),
-    "orphaned-scheduler": row(warm_restart="fail", cold_start="warm-restart"),
+    "orphaned-scheduler": _NOT_BACK,
     "early-stop": row(
         ready="fail",
         decode_throughput="ready",
@@ -188,8 +194,9 @@ SERVER: dict[str, dict[str, str]] = {
         links_under_load="ready",
         warm_restart="ready",
         cold_start="ready",
+        answers="ready",
     ),
-    "inflated-usage": row(decode_throughput="inconclusive", energy_per_token="inconclusive"),
+    "inflated-usage": row(decode_throughput="inconclusive", energy_per_token="inconclusive", answers="inconclusive"),
     "nan-tokens": row(
         ready="fail",
         decode_throughput="ready",
@@ -198,6 +205,7 @@ SERVER: dict[str, dict[str, str]] = {
         links_under_load="ready",
         warm_restart="ready",
         cold_start="ready",
+        answers="ready",
     ),
     "dies-serving": row(
         decode_throughput="fail",
@@ -206,15 +214,19 @@ SERVER: dict[str, dict[str, str]] = {
         links_under_load="decode-throughput",
         warm_restart="decode-throughput",
         cold_start="decode-throughput",
+        answers="decode-throughput",
     ),
-    "misleading-crash": row(warm_restart="fail", cold_start="warm-restart"),
-    "stopped": row(warm_restart="fail", cold_start="warm-restart"),
-    "hung-engine": row(warm_restart="fail", cold_start="warm-restart"),
+    "misleading-crash": _NOT_BACK,
+    "stopped": _NOT_BACK,
+    "hung-engine": _NOT_BACK,
     "port-opens-early": row(warm_restart="fail", cold_start="fail"),
     "compiles-after-ready": row(warm_restart="fail", cold_start="fail"),
-    "impostor": row(warm_restart="fail", cold_start="warm-restart"),
-    "unit-flaps": row(warm_restart="fail", cold_start="warm-restart"),
+    "impostor": _NOT_BACK,
+    "unit-flaps": _NOT_BACK,
+    "garbled-answers": row(answers="fail"),
+    "wrong-p2p": row(answers="fail"),
     # these only look like faults
+    "near-ties": row(),
     "log-silent": row(),
     "log-rotates": row(),
     "random-timing": row(),
@@ -278,6 +290,8 @@ CAUSES: dict[str, dict[str, str]] = {
     },
     "impostor": {"warm-restart": "which the start did not bring"},
     "unit-flaps": {"warm-restart": "restarted it by itself"},
+    "garbled-answers": {"answers": "after the warm restart the answers have changed"},
+    "wrong-p2p": {"answers": "answers differently when it is asked twice"},
 }
 """What the message or cause of the check that notices it must name."""
 

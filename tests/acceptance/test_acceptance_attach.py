@@ -74,3 +74,5 @@ def test_an_attached_server_gives_a_partial_pass_that_names_the_rest(tmp_path: P
     assert "whose process that is, is not checked" in checks["server-identity"]["message"]
     assert "attach-only" in {each["kind"] for each in checks["findings"]["findings"]}
     assert run["as_left"]["server"]["pid"] == run["as_found"]["server"]["pid"] == server.pid
+    assert run["topology"] == {}
+    assert "This run looked at no cards." in (path.parent / "report.html").read_text()

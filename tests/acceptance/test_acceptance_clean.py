@@ -72,6 +72,21 @@ def test_the_rate_has_its_interval_its_watts_and_its_raw_events(ran: Ran) -> Non
     assert all(row["tokens"] == 128 and row["failure"] is None for row in rows)
 
 
+def test_the_record_holds_what_the_charts_draw(ran: Ran) -> None:
+    seen = ran.run["topology"]
+    assert seen["serving"]["groups"] == [[0, 1, 2, 3]]
+    assert {tuple(each["gpus"]): each["links"] for each in seen["paths"] if each["links"]} == {(0, 1): 4, (2, 3): 4, (4, 5): 4}
+    assert [each["load_pcie_gen"] for each in seen["cards"]] == [4, 4, 4, 4, None, None]
+    assert "first_paths" not in seen, "no link changed"
+    held = {start["startup"]["kind"]: start["startup"]["cache_diff"]["before"] for start in ran.run["startups"]}
+    assert sum(each["bytes"] for each in held["warm"]) > 1e6
+    assert sum(each["bytes"] for each in held["cold"]) == 0
+    assert ran.run["earlier_starts"] == {}, "it is the first run in its folder"
+    page = (ran.folder / "report.html").read_text()
+    for told in ("NVLink GPU 0 to GPU 1: 4 links, as promised", "not used by the server: GPU 4", "30 new kernel names"):
+        assert told in page
+
+
 def test_the_caches_and_the_server_are_as_they_were(ran: Ran) -> None:
     assert ran.run["as_left"]["power_limits_w"] == ran.run["as_found"]["power_limits_w"]
     assert ran.run["as_left"]["caches_aside"] == []

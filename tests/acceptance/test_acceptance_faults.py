@@ -18,6 +18,8 @@ IN_PART = {
     "compiles-after-ready": "warm_restart",
     "port-opens-early": "warm_restart",
     "log-silent": "cold_start",
+    "garbled-answers": "warm_restart or answers",
+    "wrong-p2p": "answers",
 }
 """Faults of which CI makes the checks concerned only (``-k``); ``make soak`` sends them through the whole suite."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
@@ -66,6 +67,7 @@ class Ran(NamedTuple):
     run: dict[str, Any]
     cases: dict[str, ElementTree.Element]
     benchmarks: list[dict[str, Any]]
+    folder: Path
 
     def check(self, check_id: str) -> dict[str, Any]:
         return next(each for each in self.run["checks"] if each["id"] == check_id)
@@ -83,11 +85,12 @@ def write(folder: Path, text: str) -> Path:
 def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
     folder = tmp_path_factory.mktemp("own")
     junit, rounds = folder / "junit.xml", folder / "rounds.json"
-    options = ("--power=250", f"--junitxml={junit}", f"--benchmark-json={rounds}", "-p", "no:randomly")
+    saved = (f"--benchmark-storage=file://{folder / 'saved'}", "--benchmark-save=one")
+    options = ("--power=250", f"--junitxml={junit}", f"--benchmark-json={rounds}", *saved, "-p", "no:randomly")
     done, run = run_suite(folder, *options, tests=write(folder, SUITE))
     assert run, done.stdout + done.stderr
     cases = {str(case.get("name")).split("[")[0]: case for case in ElementTree.parse(junit).getroot().iter("testcase")}
-    return Ran(done, run, cases, json.loads(rounds.read_text())["benchmarks"])
+    return Ran(done, run, cases, json.loads(rounds.read_text())["benchmarks"], folder)
 
 
 def test_a_limit_that_holds_passes(ran: Ran) -> None:
@@ -151,6 +154,33 @@ def test_benchmark_json_has_the_rounds_of_the_checks_that_measured_and_of_no_oth
     rate = check["measured"]["decode_tok_s"]["value"]
     assert entry["extra_info"]["decode_tok_s"] == pytest.approx(rate, rel=1e-3)
     assert {"ttft_ms", "mean_w", "j_per_token"} <= set(entry["extra_info"])
+
+
+def test_junit_counts_its_cases_and_carries_the_run(ran: Ran) -> None:
+    (suite,) = ElementTree.parse(ran.folder / "junit.xml").getroot().iter("testsuite")
+    count = {name: len(list(suite.iter(name))) for name in ("testcase", "failure", "error", "skipped")}
+    told = {name: int(suite.get(name) or 0) for name in ("tests", "failures", "errors", "skipped")}
+    assert told == {"tests": count["testcase"], "failures": 0, "errors": count["error"], "skipped": count["skipped"]}
+    assert count["error"] == 2
+    properties = {each.get("name"): each.get("value") for each in suite.findall("properties/property")}
+    assert properties["sglang.run.verdict"] == "inconclusive"
+    assert properties["sglang.run.simulated"] == "true"
+    assert "at-another-level" in str(properties["sglang.run.not_checked"])
+
+
+def test_pytest_benchmarks_own_compare_reads_what_was_saved(ran: Ran) -> None:
+    storage = f"--storage=file://{ran.folder / 'saved'}"
+    command = [sys.executable, "-m", "pytest_benchmark", storage, "compare"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "holds [250 W, 1 stream]" in done.stdout
+
+
+def test_the_promises_come_last_below_the_tables_of_other_plugins(ran: Ran) -> None:
+    told = ran.done.stdout
+    assert told.index("benchmark 'sglang'") < told.index(" promises: ") < told.index("INCONCLUSIVE 2 of")
+    table = told[told.index("benchmark 'sglang'") :].splitlines()
+    assert max(map(len, table[1:6])) <= 80
 
 
 def test_a_bad_marker_is_one_message_that_names_the_test(tmp_path: Path) -> None:

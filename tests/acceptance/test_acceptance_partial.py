@@ -20,12 +20,13 @@ def last_line(text: str) -> str:
 def test_level_1_puts_no_load_and_says_what_it_left_out(tmp_path: Path) -> None:
     done, run = run_suite(tmp_path, "--power=250", QUICK, "-k", "not restart and not cold")
     assert done.returncode == 0, done.stdout[-3000:]
-    assert last_line(done.stdout).startswith(f"PASS {len(CHECKS) - 6} of {len(CHECKS)}, 6 not checked")
+    assert last_line(done.stdout).startswith(f"PASS {len(CHECKS) - 7} of {len(CHECKS)}, 7 not checked")
     assert not list(tmp_path.glob("reports/*/rounds.jsonl"))
     left_out = {each["id"]: each["reason"] for each in run["not_checked"]}
     assert "level 1" in left_out["decode-throughput at 250 W"]
     assert "level 1" in left_out["links-under-load"]
     assert "level 1" in left_out["throttling at 250 W"]
+    assert "level 1" in left_out["answers"]
     assert left_out["warm-restart"] == "deselected"
     assert done.stdout.index("not checked") < done.stdout.index("gpu-identity ", done.stdout.index("not checked"))
 
@@ -85,3 +86,17 @@ def test_wrong_usage_is_one_clear_message_and_exit_4(tmp_path: Path, arguments: 
     assert told in done.stderr + done.stdout
     assert "Traceback" not in done.stderr + done.stdout
     assert run == {}
+
+
+def test_without_a_terminal_reporter_the_verdict_is_the_same_and_is_told(tmp_path: Path) -> None:
+    """``-p no:terminal``: a test of the user's that fails is counted by nobody but pytest itself, and fails the run all the same."""
+    suite = tmp_path / "mine"
+    suite.mkdir()
+    (suite / "pytest.ini").write_text("[pytest]\n")
+    (suite / "test_mine.py").write_text("def test_other(): assert 0\ndef test_ours(gpu_power): assert len(gpu_power.gpus) == 6\n")
+    done, run = run_suite(tmp_path, "--power=250", "-p", "no:terminal", tests=suite)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert run["exit_code"] == 1
+    told = done.stdout.splitlines()
+    assert told[0].startswith("FAIL: outside the checks, 1 of 1 pass (SIMULATED)")
+    assert told[1].startswith("rig as left: ")

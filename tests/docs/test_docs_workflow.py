@@ -44,38 +44,73 @@ def test_actionlint_finds_nothing() -> None:
     assert json.loads(done.stdout) == []
 
 
+def test_nothing_of_a_fork_and_no_secret_gets_in() -> None:
+    text = WORKFLOW.read_text()
+    assert "pull_request" not in text.replace("pull requests", "")
+    assert "secrets." not in text
+    assert "persist-credentials: false" in text
+    assert "environment: rig-attic" in text
+    assert "cancel-in-progress: false" in text
+    # a cleaning checkout removes what git ignores: the store of runs, with its baselines
+    assert "clean: false" in text
+    # an expression inside a script is code of whoever wrote the value: values travel through the environment
+    assert not any("${{" in script for script in steps().values())
+
+
 def test_its_steps_run_here(tmp_path: Path) -> None:
+    """A deployment that takes a bridge down: judged before, deployed, judged after, collected."""
     found = steps()
-    assert set(found) == {"install", "before", "deploy", "judge", "put back"}
+    assert list(found) == ["install", "begin", "before", "deploy", "judge", "put back", "collect"]
+    work = tmp_path / "work"
     environment = {
         **os.environ,
         "RIG": "simulated",
         "POWER": "250",
-        "REPORTS": str(tmp_path / "reports"),
-        "ARGUMENTS": "-q -k 'identity or power_limit'",
-        "DEPLOY": "true",
-        "COMPARE": "",
+        "REPORTS": "reports",
+        "DEPLOY": "touch deployed",
+        "COMPARE": "--sglang-baseline=compare=before",
         "PYTEST_SGLANG_STATE_DIR": str(tmp_path / "state"),
         "GITHUB_ACTIONS": "true",
         "GITHUB_STEP_SUMMARY": str(tmp_path / "summary.md"),
     }
     # what the step "install" makes is here already; its own two lines are those of the README
-    shims = tmp_path / "work" / ".acceptance"
-    shims.mkdir(parents=True)
-    (shims / "bin").symlink_to(Path(sys.executable).parent)
-    (tmp_path / "work" / "acceptance").symlink_to(ROOT / "acceptance")
-    for name in ("before", "judge", "put back"):
-        script = found[name].replace("$ARGUMENTS", environment["ARGUMENTS"])
+    (work / ".acceptance").mkdir(parents=True)
+    (work / ".acceptance" / "bin").symlink_to(Path(sys.executable).parent)
+    (work / "acceptance").symlink_to(ROOT / "acceptance")
+    told = {}
+    for name, arguments, code in (
+        ("begin", "", 0),
+        ("before", "-q -k 'identity or nvlink'", 0),
+        ("deploy", "", 0),
+        ("judge", "-q -k nvlink --sglang-fault=nvlink-dead", 1),
+        ("put back", "", 0),
+        ("collect", "", 0),
+    ):
         done = subprocess.run(
-            ["bash", "-e", "-o", "pipefail", "-c", script],
-            cwd=tmp_path / "work",
+            ["bash", "-e", "-o", "pipefail", "-c", found[name].replace("$ARGUMENTS", arguments)],
+            cwd=work,
             env=environment,
             capture_output=True,
             text=True,
             timeout=300,
         )
-        assert done.returncode == 0, f"{name}: {done.stdout[-3000:]} {done.stderr[-2000:]}"
+        assert done.returncode == code, f"{name}: {done.stdout[-3000:]} {done.stderr[-2000:]}"
+        told[name] = done.stdout
+    assert (work / "deployed").exists()
+    assert "ready after" in told["deploy"]
+    assert "baseline 'before' saved" in told["before"]
+    assert "::error" not in told["before"]
+    assert "::error title=nvlink%3A FAIL (SIMULATED)::measured 0 limit >= 4: " in told["judge"]
     summary = (tmp_path / "summary.md").read_text()
-    assert summary.startswith("## PASS ")
-    assert (tmp_path / "reports" / "junit.xml").read_text().count("<property ") > 5
-    assert (tmp_path / "reports" / "index.html").is_file()
+    heads = [line for line in summary.splitlines() if line.startswith("#")]
+    assert heads[0] == "# Before the deployment"
+    assert heads[1].startswith("## PASS ")
+    assert heads[2] == "# After the deployment"
+    assert heads[3].startswith("## FAIL 1 of ")
+    assert heads[4] == "# What the deployment changed"
+    artefacts = work / "artefacts"
+    assert (artefacts / "junit.xml").read_text().count("<property ") > 5
+    assert 'name="sglang.run.verdict" value="fail"' in (artefacts / "junit.xml").read_text()
+    assert len(list(artefacts.glob("*/report.html"))) == len(list(artefacts.glob("*/run.json"))) == 2
+    assert (artefacts / "change.html").is_file()
+    assert (work / "reports" / "index.html").is_file()

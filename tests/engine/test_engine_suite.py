@@ -64,6 +64,7 @@ warmup = "1 min"
 streams = 1
 quantity = "decode"
 min = "{minimum}"
+[answers]
 [workload]
 prompt_tokens = 32
 output_tokens = 128
@@ -100,10 +101,10 @@ def test_the_suite_is_green_on_a_real_sglang_with_torch_compile(engine: Path, tm
     done, run = run_suite(tmp_path, rig, "--sglang-allow-restart")
     text = (done.stdout + done.stderr)[-6000:]
     verdicts = {check["id"]: check["verdict"] for check in run.get("checks", [])}
-    ids = ("server-identity", "ready", "findings", "decode-throughput", "warm-restart", "cold-start")
+    ids = ("server-identity", "ready", "findings", "decode-throughput", "warm-restart", "cold-start", "answers")
     assert verdicts == dict.fromkeys(ids, "pass"), text
     assert done.returncode == 0
-    assert "PASS 6 of 6" in done.stdout
+    assert "PASS 7 of 7" in done.stdout
     assert run["simulated"] is False
     checks = {check["id"]: check["measured"] for check in run["checks"]}
     assert checks["decode-throughput"]["failed_requests"]["value"] == 0
@@ -112,6 +113,9 @@ def test_the_suite_is_green_on_a_real_sglang_with_torch_compile(engine: Path, tm
     assert checks["cold-start"]["new_kernels"]["value"] > 10
     assert checks["warm-restart"]["start_kind"]["value"] == "warm"
     assert checks["warm-restart"]["new_kernels"]["value"] == 0
+    # kernels compiled anew and kernels from the caches give the same answers
+    assert [(each["after"], each["why"]) for each in run["answers"]] == [("first start", ""), ("warm restart", "")]
+    assert checks["answers"]["clear_divergences"]["value"] == 0
     assert len(run["startups"]) == 2
     for start in (each["startup"] for each in run["startups"]):
         found = [phase["id"] for phase in start["phases"]]

@@ -59,7 +59,7 @@ def message(project: pytest.Pytester, marker: str, *options: str) -> str:
         ("sglang_check(7)", 'needs an id (write e.g. sglang_check("my-check"))'),
         (
             'sglang_check("mine", stage="later")',
-            "stage='later' must be one of identity, power, links, server, findings, measure, restart, cold, health, baseline",
+            "stage='later' must be one of identity, power, links, server, findings, measure, restart, cold, answers, health, baseline",
         ),
         ('sglang_check("mine", before=("ready",))', "unknown argument 'before' (known: stage, after)"),
     ],

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from pytest_sglang.record.run import Check, Limit, Measurement, NotChecked, Run, plain, verdict_of
-from pytest_sglang.record.values import Finding, Phase, Round, Startup, Throughput
+from pytest_sglang.record.values import CacheDiff, CacheSize, Finding, NewEntries, Phase, Round, Startup, Throughput
 
 HEX = [f"GPU-{index:08x}-1111-2222-3333-444455556666" for index in range(6)]
 
@@ -49,7 +49,125 @@ def startup(kind: str = "warm", *, scale: float = 1.0, hang: bool = False) -> St
         pid=4711,
         observed=kind == "warm",
         autotune_runs=0 if kind == "warm" else 64,
+        cache_diff=None if hang else cache_diff(kind),
     )
+
+
+CACHES = "/home/owner/.cache/sglang"
+
+
+def cache_diff(kind: str) -> CacheDiff:
+    """A warm start that made variants in one cache and found the others as they were; a cold one that filled all of them."""
+    sizes = {"triton": (110, 880, 1_053_854), "inductor": (0, 52, 44_465), "fxgraph": (8, 8, 16_672)}
+    held = {name: size if kind == "warm" else (0, 0, 0) for name, size in sizes.items()}
+    before = tuple(
+        CacheSize(cache=name, path=f"{CACHES}/{name}", exists=kind == "warm", entries=entries, files=files, bytes=size)
+        for name, (entries, files, size) in held.items()
+    )
+    if kind == "warm":
+        grown = NewEntries(cache="triton", path=f"{CACHES}/triton", new_variants={"k1": 20, "k2": 9}, files=232, bytes=284_801)
+        return CacheDiff(caches=(grown,), new_variants=("k1", "k2"), files=232, bytes=284_801, before_entries=118, before=before)
+    names = {f"k{number}": 1 if number < 26 else 21 for number in range(30)}
+    new = (
+        NewEntries(cache="triton", path=f"{CACHES}/triton", new_kernels=names, files=880, bytes=1_053_854),
+        NewEntries(cache="inductor", path=f"{CACHES}/inductor", new_autotune=27, files=52, bytes=44_465),
+        NewEntries(cache="fxgraph", path=f"{CACHES}/fxgraph", new_graphs=8, files=8, bytes=16_672),
+    )
+    return CacheDiff(caches=new, new_kernels=tuple(names), new_graphs=8, files=940, bytes=1_114_991, before=before)
+
+
+RIG: dict[str, Any] = {
+    "name": "six-3090",
+    "path": "six-3090.toml",
+    "gpus": [{"index": index, "name": "NVIDIA GeForce RTX 3090", "pcie_gen": 4, "pcie_width": 16} for index in range(6)],
+    "nvlink": {"pairs": [[0, 1], [2, 3], [4, 5]], "links": 4},
+    "server": {"url": "http://127.0.0.1:8001", "model": "/models/qwen3-32b-awq", "tp": 4, "gpus": [0, 1, 2, 3]},
+}
+
+
+def topology(
+    links: dict[tuple[int, int], int | None] | None = None,
+    *,
+    count: int = 6,
+    name: str = "NVIDIA GeForce RTX 3090",
+    serving: tuple[int, ...] = (0, 1, 2, 3),
+    tp: int = 4,
+    promised: tuple[tuple[int, int], ...] = ((0, 1), (2, 3), (4, 5)),
+    each: int = 4,
+    switch: int = 0,
+    path: str = "NODE",
+    **changes: Any,
+) -> dict[str, Any]:
+    """As ``session.layout`` records it: six cards in bridged pairs, four of them in one group, unless told otherwise."""
+    links = {(0, 1): 4, (2, 3): 4, (4, 5): 4} if links is None else links
+    ends = [(one, other) for one in range(count) for other in range(one + 1, count)]
+    found = {pair: switch or links.get(pair, 0) for pair in ends}
+    up = [switch or sum(number or 0 for pair, number in links.items() if index in pair) for index in range(count)]
+    cards = [
+        {
+            "index": index,
+            "uuid": HEX[index % 6],
+            "pci": f"0000:{index + 1:02x}:00.0",
+            "entry": index,
+            "name": name,
+            "pcie_gen": 1,
+            "pcie_width": 16,
+            "pcie_max_gen": 4,
+            "pcie_max_width": 16,
+            "load_pcie_gen": 4 if index in serving else None,
+            "load_pcie_width": 16 if index in serving else None,
+            "unreadable": {},
+            "lost": None,
+            "links": switch or each,
+            "links_up": up[index],
+            "links_to_switch": switch,
+            "links_to_unknown": 0,
+            "links_unreadable": None,
+            "links_unsupported": False,
+        }
+        for index in range(count)
+    ]
+    return {
+        "cards": cards,
+        "absent": [],
+        "promised": [{"entries": list(pair), "gpus": list(pair), "links": each} for pair in promised],
+        "paths": [
+            {
+                "gpus": list(pair),
+                "links": number,
+                "path": None if number else path,
+                "p2p_nvlink": "OK" if number else "CNS",
+                "p2p_read": "OK" if number else "CNS",
+            }
+            for pair, number in found.items()
+        ],
+        "serving": {
+            "promised": list(serving),
+            "tp": tp,
+            "gpus": list(serving),
+            "groups": [list(serving[begin : begin + tp]) for begin in range(0, len(serving), tp)],
+        },
+        **changes,
+    }
+
+
+def earlier(kind: str, *, scale: float = 0.98) -> dict[str, Any]:
+    """As ``session.earlier`` records it."""
+    past = plain(startup(kind, scale=scale))
+    return {
+        "run_id": "20261123T010000Z-simulated",
+        "started": "2026-11-23T01:00:00.000Z",
+        "label": f"{kind} start",
+        "ready_s": past["ready_s"],
+        "launched_at_is": "launch",
+        "phases": past["phases"],
+        "version": "0.5.23",
+        "model": "/models/qwen3-32b-awq",
+        "cache_bytes": 1_200_000,
+        "sizes": [
+            {"run_id": f"r{day}", "started": f"2026-11-2{day}T01:00:00.000Z", "bytes": 900_000 + day * 100_000} for day in (1, 3)
+        ],
+    }
 
 
 def throughput(level: float, rate: float, *, rounds: int = 8, seed: int = 1, discarded: int = 1) -> Throughput:
@@ -272,7 +390,9 @@ def run(checks: tuple[Check, ...] | None = None, **fields: Any) -> Run:
         "verdict": verdict,
         "exit_code": {"pass": 0, "fail": 1, "inconclusive": 6}[verdict],
         "power_levels_w": (250.0,),
-        "rig": {"name": "six-3090", "path": "six-3090.toml"},
+        "rig": RIG,
+        "topology": topology(),
+        "earlier_starts": {"warm": earlier("warm"), "cold": earlier("cold")},
         "environment": ENVIRONMENT,
         "checks": checks,
         "as_found": state(),
@@ -387,6 +507,7 @@ def mixed_run() -> Run:
         not_checked=(NotChecked("cold-start", "sets the caches aside: not without --sglang-allow-cold"),),
         not_promised=("energy-per-token", "gain"),
         findings=(warn,),
+        topology=topology({(0, 1): 4, (2, 3): 0, (4, 5): 3}),
         as_left=state(power_limits_w={**state()["power_limits_w"], "3": 350.0}),
         startups=(
             {"label": "warm restart", "startup": plain(startup("warm", scale=4.16)), "budget_s": 90.0},
@@ -454,3 +575,30 @@ def fleet_page(folder):
     odd = {1: {"verdict": "fail"}, 3: {"tok_s": 42.5}}
     paths = [made.stored(folder, f"n{number}", host=f"gpu{number:02}", **odd.get(number, {})) for number in range(6)]
     return fleet.page(merge.merge(paths, ["gpu00", "gpu09"]))
+
+
+def with_more(folder: Any) -> Run:
+    """``mixed_run`` with what has changed since the last pass, and with an excerpt of a log in ``folder`` that is full of traps."""
+    quoted = next(each.cause or each.message for each in mixed_run().checks if each.verdict == "fail")
+    (folder / "logs").mkdir(exist_ok=True)
+    line = f"[2026-11-23 22:30:00 TP0] {quoted} </pre></details><script>alert(1)</script> \u001b[31m {'x' * 900}\n"
+    (folder / "logs" / "start-1.log").write_text(line * 40, encoding="utf-8")
+    log = {
+        "title": "Server: start in warm-restart",
+        "source": "/var/log/sglang.log",
+        "file": "logs/start-1.log",
+        "lines": 900,
+        "shown": 40,
+    }
+    differences = [
+        {"name": "driver", "before": "580.95.05", "after": "580.159.03"},
+        {"name": "flag --model-path", "before": "/models/" + "a" * 80, "after": "/models/" + "b" * 80},
+        {"name": "gpu 3 pcie_width", "before": 16, "after": 8},
+        *({"name": f"package p{number}", "before": "1", "after": "2"} for number in range(20)),
+    ]
+    found = {
+        "run_id": "2026-11-23T01-53-00Z-250W-simulated-ab12",
+        "started": "2026-11-23T01:53:00.000Z",
+        "differences": differences,
+    }
+    return msgspec.structs.replace(mixed_run(), since_pass=found, logs=(log,))

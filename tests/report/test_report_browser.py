@@ -74,6 +74,7 @@ def pages(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pages")
     for name, run in (("good", samples.run()), ("mixed", samples.mixed_run())):
         (folder / f"{name}.html").write_text(standalone.render(run), encoding="utf-8")
+    (folder / "since.html").write_text(standalone.render(samples.with_more(folder), folder), encoding="utf-8")
     others = {
         "compare": samples.comparison_page,
         "refused": samples.refused_page,
@@ -164,7 +165,34 @@ def test_charts_are_drawn_in_the_colours_of_the_page(visit, name, scheme):
         assert (background > 0.9) if scheme == "light" else (background < 0.2)
 
 
-OURS = ["good.html", "mixed.html", "compare.html", "refused.html", "index.html", "fleet.html"]
+@pytest.mark.parametrize(("scheme", "media"), [("light", "screen"), ("dark", "screen"), ("dark", "print")])
+def test_starts_caches_and_the_machine_are_drawn_on_screen_and_paper(visit, scheme, media):
+    page = visit("mixed.html", color_scheme=scheme)
+    page.emulate_media(media=media, color_scheme=scheme)
+    for chart, least in (("start", 2), ("cache", 1), ("topology", 2)):
+        pictures = page.locator(f"#sg-chart-{chart} svg.sg-svg")
+        assert pictures.count() >= least
+        for number in range(least):
+            colours, background, inked = shades(pictures.nth(number))
+            assert colours > 5
+            assert inked > 0.01
+            assert (background > 0.9) if scheme == "light" or media == "print" else (background < 0.2), "paper is white"
+
+
+def test_texts_of_the_machine_do_not_lie_on_one_another(visit):
+    page = visit("mixed.html")
+    touching = page.locator("#sg-chart-topology svg.sg-svg, #sg-chart-cache svg.sg-svg").evaluate_all(
+        """pictures => pictures.flatMap(picture => {
+            const boxes = [...picture.querySelectorAll("text")].map(each => [each.textContent, each.getBoundingClientRect()]);
+            return boxes.flatMap(([one, a], at) => boxes.slice(at + 1).filter(([, b]) =>
+                Math.min(a.right, b.right) - Math.max(a.left, b.left) > 1 && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 4
+            ).map(([other]) => one + " | " + other));
+        })"""
+    )
+    assert touching == []
+
+
+OURS = ["good.html", "mixed.html", "since.html", "compare.html", "refused.html", "index.html", "fleet.html"]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -242,6 +270,50 @@ def test_columns_of_pytest_html_carry_the_numbers_under_their_heads(visit):
     assert cells[3:7] == ["41.9 tok/s (41.6 to 42.2)", "≥ 42 tok/s", "−0.2 %", "pass (marginal)"]
     own = page.locator("tbody", has_text="test_of_the_users_own").locator("tr.collapsible td")
     assert own.count() == len(heads)
+
+
+def test_a_cause_opens_the_log_that_it_comes_from(visit, pages):
+    page = visit("since.html")
+    excerpt = page.locator("#sg-log-1")
+    assert not excerpt.is_visible()
+    link = page.locator("a", has_text="See the log")
+    link.focus()
+    page.keyboard.press("Enter")
+    excerpt.wait_for(state="visible", timeout=10_000)
+    assert "</details><script>" in excerpt.inner_text()
+    assert page.locator("script").count() == 0
+
+
+def test_what_has_changed_stands_above_the_promises_and_fits_a_phone(visit):
+    page = visit("since.html", viewport={"width": 360, "height": 740})
+    since, table = page.locator(".sg-since").bounding_box(), page.locator(".sg-promises").bounding_box()
+    assert since["y"] < table["y"]
+    assert page.locator(".sg-changed tr", has_text="GPU 3 PCIe width").first.inner_text().split() == [
+        "GPU",
+        "3",
+        "PCIe",
+        "width",
+        "16",
+        "8",
+    ]
+    page.locator(".sg-logs summary").first.click()
+    page.locator(".sg-environment summary").last.click()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+
+
+@pytest.mark.parametrize("name", ["since.html", "pytest-html.html"])
+def test_nothing_is_cut_off_on_paper(visit, name):
+    page = visit(name, viewport={"width": 680, "height": 960})
+    page.emulate_media(media="print")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 680
+    cut = page.locator("td:visible, th:visible, dd:visible, p:visible").evaluate_all(
+        "elements => elements.filter(each => each.getBoundingClientRect().right > 681).map(each => each.textContent.slice(0, 40))"
+    )
+    assert cut == []
+    # a name that is broken into a column of letters is no name
+    widths = page.locator("#results-table td.col-testId").evaluate_all("elements => elements.map(each => each.clientWidth)")
+    assert all(width > 150 for width in widths)
+    assert not page.locator(".sg-log").first.is_visible()
 
 
 def test_all_numbers_open_by_keyboard(visit):

@@ -47,7 +47,7 @@ def test_a_missed_budget_is_drawn_in_the_colour_of_failure():
 
 
 def test_notes_tell_kind_readiness_budget_and_source():
-    warm, cold = charts.startup_chart(samples.run()).panels
+    warm, cold = charts.startup_chart(samples.run(earlier_starts={})).panels
     assert warm.note == "warm start, ready after 75.1 s, budget 90 s"
     assert cold.note == "cold start, ready after 21 min 48 s, budget 25 min, read from its log"
     unknown = {"label": "l", "startup": {"kind": "unknown", "phases": []}, "budget_s": None}
@@ -159,7 +159,7 @@ def test_the_mean_is_that_of_the_rounds():
 @pytest.mark.parametrize("fields", [{"startups": ()}, {"throughputs": ()}, {"power_series": {}}])
 def test_without_data_the_reason_stands_in_place_of_the_chart(fields):
     empty = [chart for chart in charts.charts(samples.run(**fields)) if not chart.panels]
-    assert len(empty) == (2 if "throughputs" in fields else 1)
+    assert len(empty) == (1 if "power_series" in fields else 2)
     assert all(each.empty.endswith("in this run.") for each in empty)
 
 
@@ -172,6 +172,8 @@ def test_without_data_the_reason_stands_in_place_of_the_chart(fields):
         {"throughputs": ({"throughput": {"rounds": [{"index": "x", "decode_tok_s": 1}]}},)},
         {"power_series": {"t": [0, 1], "gpus": {"u": {"w": [1, 2]}}, "windows": [["a", "b", "c"]]}},
         {"power_series": {"t": [0, 1], "gpus": {"u": {}}}},
+        {"topology": {"cards": [{"odd": 1}]}},
+        {"startups": ({"label": "l", "startup": {"cache_diff": {"caches": [{"odd": 1}]}}},)},
     ],
 )
 def test_a_foreign_record_costs_a_chart_and_never_the_page(fields):
@@ -189,12 +191,14 @@ def test_without_matplotlib_the_page_says_so(monkeypatch):
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     told = [panel for chart in charts.charts(samples.run()) for panel in chart.panels]
-    assert len(told) == 10
+    assert len(told) == 14
+    assert charts.topology_chart(samples.run()).empty.startswith("Not drawn: matplotlib is missing")
     assert all(panel.svg is None and "matplotlib is missing" in panel.missing for panel in told)
 
 
 def test_pictures_are_self_contained_and_follow_the_page():
-    pictures = [panel.svg for chart in charts.charts(samples.mixed_run()) for panel in chart.panels]
+    pictures = [panel.svg for chart in charts.charts(samples.mixed_run()) for panel in chart.panels if panel.svg is not None]
+    assert len(pictures) > 12
     for picture in pictures:
         assert "<style" not in picture
         assert "#0101" not in picture
@@ -209,7 +213,7 @@ def test_pictures_are_self_contained_and_follow_the_page():
 
 
 def test_ids_are_unique_over_all_charts_and_every_reference_has_its_target():
-    page = "".join(panel.svg for chart in charts.charts(samples.mixed_run()) for panel in chart.panels)
+    page = "".join(panel.svg or "" for chart in charts.charts(samples.mixed_run()) for panel in chart.panels)
     ids = re.findall(r'\bid="([^"]+)"', page)
     assert len(ids) == len(set(ids))
     assert set(re.findall(r'url\(#([^)]+)\)|href="#([^"]+)"', page)) <= {(name, "") for name in ids} | {("", name) for name in ids}
@@ -230,7 +234,23 @@ def test_hostile_labels_stay_text():
         "startup": {**plain(samples.startup()), "phases": [{"id": hostile, "begin_s": 0.0, "end_s": 1.0}]},
         "budget_s": 1,
     }
-    for chart in charts.charts(samples.run(startups=(start,), throughputs=(item,), power_series=series)):
+    found = samples.topology({}, count=1, serving=(0,), tp=1, promised=(), name=hostile)
+    found["cards"][0]["lost"] = hostile
+    start["startup"]["cache_diff"] = {
+        "caches": [],
+        "before": [{"cache": hostile, "path": hostile, "bytes": 7}, {"cache": "x", "path": "/x", "bytes": 7}],
+        "unreadable": [f"x cache /x: {hostile}"],
+    }
+    past = {**samples.earlier("warm"), "run_id": hostile, "started": hostile}
+    earlier = {"cold": past, "warm": past}
+    made = samples.run(
+        startups=({**start, "label": f"warm {hostile}"},),
+        throughputs=(item,),
+        power_series=series,
+        topology=found,
+        earlier_starts=earlier,
+    )
+    for chart in charts.charts(made):
         (picture,) = panels(chart)
         assert "<script" not in picture
         ElementTree.fromstring(picture)

@@ -190,12 +190,16 @@ def test_every_rule_of_the_style_is_tied_to_our_class():
 
 def test_environment_groups():
     found = {group.title: group for group in environment.groups(samples.ENVIRONMENT)}
-    assert list(found) == ["Machine", "GPUs", "Server", "Server: arguments", "Server: packages"]
-    assert ("faults", "none") in found["Machine"].pairs
-    assert found["GPUs"].table is not None
-    assert found["GPUs"].table.columns == ("index", "name", "uuid", "pci", "vbios")
-    assert dict(found["Server"].pairs)["argv"].startswith("python3 -m sglang.launch_server --model-path")
-    assert found["Server: arguments"].folded
+    assert list(found) == ["Machine", "GPUs (6)", "Server", "Server: command line", "Server: all arguments", "Server: packages"]
+    assert ("injected faults", "none") in found["Machine"].pairs
+    cards = found["GPUs (6)"]
+    assert cards.pairs == (("name", "NVIDIA GeForce RTX 3090"), ("VBIOS", "94.02.42.00.A9"))
+    assert cards.table is not None
+    assert cards.table.columns == ("GPU", "UUID", "PCI address")
+    assert found["Server: command line"].pairs[0][1].startswith("python3 -m sglang.launch_server --model-path")
+    assert found["Server: command line"].folded
+    assert found["Server: all arguments"].folded
+    assert found["Server: all arguments"].pairs[0] == ("--argument-0", "0")
     assert environment.groups({}) == []
 
 
@@ -209,12 +213,27 @@ def test_environment_groups():
         (7, "7"),
         ([], "none"),
         ({}, "none"),
-        ({"a_b": 1}, "a_b 1"),
+        ({"a_b": 1}, "a b: 1"),
+        ({"ecc": "no", "mig": "no", "x": 1}, "ECC, MIG: no; x: 1"),
         (["a", "b"], "a, b"),
     ],
 )
 def test_environment_values(value, text):
     assert environment.text(value) == text
+
+
+def test_a_card_that_differs_from_the_others_shows_where():
+    cards = [
+        dict(card, pcie_width=8 if card["index"] == 3 else 16, memory_bytes=25769803776) for card in samples.ENVIRONMENT["gpus"]
+    ]
+    (group,) = (each for each in environment.groups({"gpus": cards}) if each.title.startswith("GPUs"))
+    assert dict(group.pairs)["memory"] == "24 GiB"
+    assert group.table is not None
+    assert group.table.columns == ("GPU", "UUID", "PCI address", "PCIe width")
+    assert [row[3] for row in group.table.rows] == ["16", "16", "16", "8", "16", "16"]
+    (alone,) = environment.groups({"gpus": cards[:1]})
+    assert alone.table is None
+    assert ("PCIe width", "16") in alone.pairs
 
 
 def test_2000_checks_stay_below_8_mb():
@@ -227,3 +246,17 @@ def test_2000_checks_stay_below_8_mb():
     page = standalone.render(msgspec.structs.replace(whole, checks=checks))
     assert len(page.encode()) < 8_000_000
     assert page.count("<tbody") >= 2000
+    # what passes beyond the first hundred is folded, what needs a person never is
+    folded = page[page.index('<details class="sg-rest">') :]
+    assert "sg-row-fail" not in folded
+    assert folded.count("sg-row-pass") > 500
+    assert page.count("sg-row-pass") - folded.count("sg-row-pass") == summary.SHOWN
+
+
+def test_pytest_htmls_table_leaves_out_what_simply_passed_where_there_are_hundreds():
+    good, bad = samples.good_checks()[0], samples.check("x", "fail", cause="y")
+    assert summary.cells_below(good, summary.LISTED) == summary.row_cells(good)
+    assert summary.cells_below(good, summary.LISTED + 1) is None
+    assert summary.cells_below(bad, 5000) == summary.row_cells(bad)
+    assert "9 checks that simply passed are listed in the table of promises only" in summary.below_heading(samples.run(), 5000)
+    assert "simply passed" not in summary.below_heading(samples.run(), 9)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 import report_samples as samples
 
+from pytest_sglang.record.run import NotChecked
 from pytest_sglang.record.values import Finding
-from pytest_sglang.report import state, terminal
+from pytest_sglang.report import cells, state, terminal
 
 
 def lines(run, width=80, colours=False):
@@ -121,3 +123,40 @@ def test_server_as_left(server, text):
 
 def test_caches_still_aside_are_named():
     assert state.line({"caches_aside": ["/c/triton"]}, "-") == "caches still set aside: /c/triton"
+
+
+def test_what_was_left_out_for_one_reason_stands_in_one_place():
+    missing = tuple(NotChecked(each, "deselected") for each in ("ready", "power-limit at 250 W", "nvlink"))
+    told = lines(samples.run(not_checked=missing))
+    assert told[2] == "  deselected: ready, power-limit at 250 W, nvlink"
+
+
+def test_quieter_counts_what_passes_and_silent_has_no_table():
+    run = samples.mixed_run()
+    told = [text for text, _ in terminal.promise_table(run, 80, False, -1)]
+    assert "5 pass" in told
+    assert not any(each.startswith("gpu-identity") for each in told)
+    assert any(each.startswith("warm-restart") and each.endswith("FAIL") for each in told)
+    assert [text for text, _ in terminal.promise_table(samples.run(), 80, False, -1)][-1] == "9 pass"
+    assert terminal.promise_table(run, 80, False, -2) == []
+
+
+def test_verbose_says_what_else_was_measured():
+    told = [text for text, _ in terminal.promise_table(samples.run(), 80, False, 1)]
+    assert any("interval, low 43.1 tok/s" in each for each in told)
+    assert "    A cache-warm restart is ready within its budget without recompiling." in told
+    assert max(map(len, told)) <= 80
+
+
+def test_columns_hold_with_characters_of_two_cells():
+    run = samples.run(rig={"name": "屋根裏の計算機" * 8})
+    wide = samples.check("日本語の約束", "fail", cause="電源制限が元に戻りました" * 12)
+    told = lines(msgspec.structs.replace(run, checks=(wide, *run.checks), verdict="fail"))
+    assert max(map(cells.width, told)) <= 80
+    row = next(each for each in told if each.startswith("日本語"))
+    head = next(each for each in told if each.endswith("verdict"))
+    assert cells.width(row[: row.index("FAIL")]) == head.index("verdict")
+
+
+def test_a_number_and_its_unit_stay_in_one_line():
+    assert cells.wrapped("limits of 250 W hold", 14) == ["limits of", "250 W hold"]

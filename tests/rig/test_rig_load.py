@@ -306,7 +306,7 @@ WRONG_STRUCTURE: dict[str, tuple[str, str]] = {
     "unknown table": (
         "[gpu]\nindex = 0",
         (
-            "gpu: is no key of a rig file (known: schema, extends, rig, gpus, nvlink, server, start, throughput, gain, workload); "
+            "gpu: is no key of a rig file (known: schema, extends, rig, gpus, nvlink, server, start, throughput, gain, answers, workload); "
             "did you mean 'gpus'?"
         ),
     ),

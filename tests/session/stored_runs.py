@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pytest_sglang.judge import samples
 from pytest_sglang.record import run as records
 from pytest_sglang.record.run import Check, Limit, Measurement, NotChecked, Run
 
@@ -33,8 +36,11 @@ def stored(
     finished: bool = True,
     simulated: bool = False,
     uuids: tuple[str, ...] = (),
+    ttft_ms: float = 100.0,
+    itl_ms: float | None = None,
+    capture_s: float = 30.0,
 ) -> Path:
-    """A finished run of one measurement (and one warm start), written below ``folder``."""
+    """A finished run of one measurement (and one warm start), written below ``folder``. ``itl_ms``: with gaps of about so much."""
     rng = random.Random(f"{name} {seed}")
     rates = [tok_s * (1 + rng.gauss(0, noise)) for _ in range(rounds)]
     measured = [
@@ -44,7 +50,8 @@ def stored(
             "end_s": number * 4.0 + 3.5,
             "decode_tok_s": rate,
             "end_to_end_tok_s": rate * 0.95,
-            "ttft_s": [0.1],
+            "ttft_s": [ttft_ms / 1000 * (1 + rng.gauss(0, noise))],
+            "itl_s": [itl_ms / 1000 * (1 + rng.gauss(0, 0.03)) for _ in range(output_tokens - 1)] if itl_ms else [],
             "output_tokens": output_tokens,
             "joules": 1000.0 * output_tokens / rate,
             "start_c": 50.0,
@@ -54,8 +61,11 @@ def stored(
     ]
     starts: tuple[dict[str, Any], ...] = ()
     if warm_s is not None:
-        phases = [{"id": "launch", "begin_s": 0.0, "end_s": 16.0}, {"id": "weights", "begin_s": 16.0, "end_s": warm_s - 10}]
+        ends = (("launch", 16.0), ("weights", warm_s - 10 - capture_s), ("capture_decode", warm_s - 10), ("port_open", warm_s))
+        begins = (0.0, *(end for _, end in ends))
+        phases = [{"id": name, "begin_s": begin, "end_s": end} for (name, end), begin in zip(ends, begins, strict=False)]
         starts = ({"label": "warm restart", "budget_s": 90.0, "startup": {"kind": "warm", "ready_s": warm_s, "phases": phases}},)
+    throughput = {"streams": 1, "rounds": measured}
     middle = sorted(rates)[len(rates) // 2]
     checks = (
         Check(
@@ -105,13 +115,23 @@ def stored(
                 "power_w": power_w,
                 "quantity": "decode",
                 "limit_tok_s": 38.0,
-                "throughput": {"streams": 1, "rounds": measured, "decode_tok_s": middle},
+                "throughput": {**throughput, "decode_tok_s": middle},
+                "samples": samples.short(throughput),
             },
         ),
     )
     path = folder / name
     path.mkdir(parents=True)
     records.write(run, path)
+    return path
+
+
+def edited(path: Path, edit: Callable[[dict[str, Any]], object]) -> Path:
+    """The run in ``path`` after ``edit`` has had its run.json."""
+    file = path / "run.json"
+    told = json.loads(file.read_text())
+    edit(told)
+    file.write_text(json.dumps(told))
     return path
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import pytest
@@ -93,3 +94,40 @@ def test_a_rig_whose_card_was_replaced_is_still_one_node(tmp_path: Path) -> None
     found = merge.merge([tmp_path])
     assert (found.verdict, found.nodes) == ("pass", ("attic",))
     assert found.folders["attic"].endswith("without")
+
+
+def test_three_slow_nodes_of_eight_are_found(tmp_path: Path) -> None:
+    slow = {1, 4, 6}
+    paths = [
+        stored(
+            tmp_path, f"n{number}", host=f"gpu{number:02}", tok_s=(39.0 if number in slow else 41.5) + 0.05 * number, noise=0.001
+        )
+        for number in range(8)
+    ]
+    found = merge.merge(paths)
+    assert {each.subject for each in found.findings} == {"gpu01", "gpu04", "gpu06"}
+
+
+def test_nodes_that_scatter_have_few_outliers() -> None:
+    rng = random.Random(5)
+    called = 0
+    for _ in range(400):
+        values = [100 * (1 + rng.gauss(0, 0.01)) for _ in range(8)]
+        cells = {str(number): {"p": merge.Cell(verdict="pass", value=value)} for number, value in enumerate(values)}
+        called += bool(merge._outliers(cells, ["p"])[1])
+    assert called / 400 < 0.05
+    with pytest.raises(ValueError, match="two values"):
+        merge.bulk([1.0])
+
+
+def test_a_node_that_left_checks_out_and_one_that_nobody_listed_are_told(tmp_path: Path) -> None:
+    found = merge.merge(fleet(tmp_path), ["gpu00", "gpu01"])
+    assert found.verdict == "pass"
+    assert found.left_out == {f"gpu{number:02}": 1 for number in range(6)}
+    assert found.unlisted == ("gpu02", "gpu03", "gpu04", "gpu05")
+
+
+def test_nodes_with_different_promises_stand_in_one_table(tmp_path: Path) -> None:
+    found = merge.merge([stored(tmp_path, "a", host="a"), stored(tmp_path, "b", host="b", power_w=390.0)])
+    assert found.promises == ("decode-throughput at 250 W", "warm-restart", "decode-throughput at 390 W")
+    assert "decode-throughput at 390 W" not in found.cells["a"]

@@ -27,7 +27,8 @@ from pytest_sglang.session import opening
 from pytest_sglang.session.deployment import Deployment
 from pytest_sglang.session.errors import Inconclusive, NotChecked
 from pytest_sglang.session.options import RunOptions
-from pytest_sglang.session.server import SglangServer, _Process
+from pytest_sglang.session.server import SglangServer
+from pytest_sglang.session.serving import Serving
 from pytest_sglang.session.undo import undo
 from pytest_sglang.simulator.rig import free_port
 
@@ -215,7 +216,7 @@ def test_a_start_that_brought_nothing_is_told_though_systemd_s_stamp_is_never_tw
     def after(now: ControlState) -> None:
         owner = SimpleNamespace(subject="sglang.service", state=lambda: now)
         server = SglangServer(SimpleNamespace(controller=owner), None)  # type: ignore[arg-type]
-        server._before_stop = _Process.of(before)
+        server._before_stop = Serving.of(before)
         server._is_another_process()
 
     before = unit(4711, began)
@@ -229,13 +230,13 @@ def test_a_start_that_brought_nothing_is_told_though_systemd_s_stamp_is_never_tw
 
 def test_the_kernel_tells_whether_a_pid_was_given_again() -> None:
     """A container's owner tells no start, and pids come again soon where few are free."""
-    before = _Process(4711, 100, None)
-    assert not _Process(4711, 100, None).is_other(before)
-    assert _Process(4711, 101, None).is_other(before)
-    assert _Process(4712, 100, None).is_other(before)
+    before = Serving(4711, 100, None)
+    assert not Serving(4711, 100, None).is_other(before)
+    assert Serving(4711, 101, None).is_other(before)
+    assert Serving(4712, 100, None).is_other(before)
     # the kernel's word stands above a stamp that moves with the machine's clock
-    assert not _Process(4711, 100, 50.0).is_other(_Process(4711, 100, 10.0))
-    assert _Process(4711, None, 50.0).is_other(_Process(4711, None, 10.0))
+    assert not Serving(4711, 100, 50.0).is_other(Serving(4711, 100, 10.0))
+    assert Serving(4711, None, 50.0).is_other(Serving(4711, None, 10.0))
 
 
 def test_a_measurement_under_which_the_server_was_started_anew_with_the_same_pid_is_inconclusive(
@@ -244,9 +245,9 @@ def test_a_measurement_under_which_the_server_was_started_anew_with_the_same_pid
     owner = SimpleNamespace(subject="sglang.service", state=lambda: ControlState(active=True, pid=4711))
     server = SglangServer(SimpleNamespace(controller=owner), None)  # type: ignore[arg-type]
     monkeypatch.setattr("pytest_sglang.session.server.started_ticks", lambda pid: 200)
-    server._same_process(_Process(4711, 200, None))
+    server._same_process(Serving(4711, 200, None))
     with pytest.raises(Inconclusive, match="restarted during the measurement"):
-        server._same_process(_Process(4711, 100, None))
+        server._same_process(Serving(4711, 100, None))
 
 
 def test_a_server_whose_process_its_owner_never_told_is_not_taken_for_the_one_that_was_started() -> None:

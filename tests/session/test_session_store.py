@@ -6,29 +6,39 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 from stored_runs import boots, stored
 
 from pytest_sglang.cli import main
 from pytest_sglang.record import run as records
+from pytest_sglang.report import history as shown
 from pytest_sglang.session import baseline, history, store
 from pytest_sglang.session.errors import Refused
 
 
 def test_broken_and_foreign_folders_are_skipped_with_a_line(tmp_path: Path) -> None:
     stored(tmp_path, "good")
-    for name, text in (("cut", "{"), ("list", "[]"), ("other", '{"schema": 9, "run_id": "x", "started": "", "simulated": false}')):
+    later = '{"schema": 9, "run_id": {"of": "another kind"}}'
+    for name, text in (
+        ("cut", "{"),
+        ("list", "[]"),
+        ("later", later),
+        ("other", '{"schema": 9, "run_id": "x", "started": "", "simulated": false}'),
+    ):
         (tmp_path / name).mkdir()
         (tmp_path / name / "run.json").write_text(text)
     (tmp_path / "empty").mkdir()
     (tmp_path / "index.html").write_text("")
     found, skipped = store.runs(tmp_path)
     assert [each.run_id for each in found] == ["good"]
-    assert [Path(each.path).parent.name for each in skipped] == ["cut", "list", "other"]
-    assert "schema 9" in skipped[2].reason
+    assert [Path(each.path).parent.name for each in skipped] == ["cut", "later", "list", "other"]
+    assert skipped[1].reason == skipped[3].reason == "schema 9, this version reads 1"
     assert store.runs(tmp_path / "nowhere") == ([], [])
 
 
@@ -51,6 +61,90 @@ def test_retention_keeps_the_newest_and_the_baselines(tmp_path: Path) -> None:
     assert sorted(each.name for each in tmp_path.iterdir()) == ["going-on", "run-00", "run-04", "run-05"]
     with pytest.raises(ValueError, match="at least 1"):
         store.prune(tmp_path, 0)
+
+
+def test_retention_leaves_what_is_not_a_plain_run_of_ours(tmp_path: Path) -> None:
+    paths = boots(tmp_path / "reports", "run", 6)
+    renamed = paths[0].rename(tmp_path / "reports" / "before the upgrade")
+    elsewhere = paths[1].rename(tmp_path / "run-01")
+    paths[1].symlink_to(elsewhere)
+    used = records.read(paths[5])
+    gain = {"compile_baseline": "reports/run-02", "nvlink_baseline": "reports/run-03/run.json"}
+    records.write(msgspec.structs.replace(used, rig={**used.rig, "gain": gain}), paths[5])
+    assert store.prune(tmp_path / "reports", 1) == [paths[4]]
+    assert all(each.exists() for each in (renamed, elsewhere, paths[2], paths[3], paths[5]))
+    assert paths[1].is_symlink()
+
+
+def test_a_clean_up_that_is_cut_off_leaves_no_half_run_and_is_ended_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    boots(tmp_path, "run", 3)
+
+    def cut(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    with monkeypatch.context() as patched:
+        patched.setattr("shutil.rmtree", cut)
+        assert main(["history", str(tmp_path), "--keep=2"]) == 4
+    assert f"{tmp_path}/.removed-run-00: Permission denied" in capsys.readouterr().err
+    assert [each.run_id for each in store.runs(tmp_path)[0]] == ["run-01", "run-02"]
+    assert store.prune(tmp_path, 2) == []
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["run-01", "run-02"]
+
+
+def test_a_place_that_cannot_be_written_is_told_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stored(tmp_path, "one")
+    (tmp_path / "file").write_text("")
+    assert main(["merge", str(tmp_path), "-o", str(tmp_path / "file")]) == 4
+    assert capsys.readouterr().err == f"pytest-sglang merge: {tmp_path / 'file'}: File exists\n"
+
+
+def test_a_folder_that_may_not_be_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stored(tmp_path, "good")
+    (tmp_path / "theirs").mkdir()
+
+    def refusing(real: Callable[[Path], object]) -> Callable[[Path], object]:
+        def asked(path: Path) -> object:
+            if path.parent.name == "theirs":
+                raise PermissionError(13, "Permission denied", str(path))
+            return real(path)
+
+        return asked
+
+    for name in ("is_file", "read_bytes"):
+        monkeypatch.setattr(Path, name, refusing(getattr(Path, name)))
+    found, skipped = store.runs(tmp_path)
+    assert [each.run_id for each in found] == ["good"]
+    assert [each.reason for each in skipped] == ["Permission denied"]
+
+
+def test_two_runs_that_end_at_once_leave_an_index_with_both(tmp_path: Path) -> None:
+    """Each marks its run finished and writes the index, as a run does at its end; the last writer has read both."""
+    for name in ("first", "second"):
+        stored(tmp_path, name, finished=False)
+    barrier = threading.Barrier(2)
+
+    def end(name: str) -> None:
+        run = records.read(tmp_path / name)
+        barrier.wait()
+        records.write(msgspec.structs.replace(run, finished=run.started, verdict="pass"), tmp_path / name)
+        shown.write_index(tmp_path)
+
+    for _ in range(3):
+        ends = [threading.Thread(target=end, args=(name,)) for name in ("first", "second")]
+        for each in ends:
+            each.start()
+        for each in ends:
+            each.join()
+        assert "NOT FINISHED" not in (tmp_path / "index.html").read_text()
+
+
+def test_an_index_that_somebody_else_holds_is_written_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stored(tmp_path, "one")
+    monkeypatch.setattr(shown, "WAIT_S", 0.2)
+    with shown.locked(tmp_path):
+        assert shown.write_index(tmp_path).is_file()
 
 
 def test_retention_of_one_rig_leaves_the_others_alone_and_simulated_runs_push_no_real_one_out(tmp_path: Path) -> None:
@@ -123,6 +217,7 @@ import sys
 from pathlib import Path
 import msgspec
 from pytest_sglang.record import run as records
+from pytest_sglang.report import history as shown
 folder = Path(sys.argv[1])
 run = records.read(folder)
 print("go", flush=True)

@@ -129,7 +129,7 @@ def test_ends(create: Callable[..., SimulatedRig]) -> None:
 
 def test_without_ignore_eos_a_model_ends_by_itself(create: Callable[..., SimulatedRig], monkeypatch: pytest.MonkeyPatch) -> None:
     request = Request([5], 5000)
-    monkeypatch.setattr("pytest_sglang.simulator.tokens.random.Random.randint", lambda *_: 4)
+    monkeypatch.setattr("pytest_sglang.simulator.answers.random.Random.randint", lambda *_: 4)
     _run(_engine(create()), request)
     assert (len(request.output), request.finish_reason) == (4, "stop")
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from pytest_sglang.simulator import faults, procs, tokens, wire
+from pytest_sglang.simulator.answers import Answer
 from pytest_sglang.simulator.caches import Caches
 from pytest_sglang.simulator.clock import RigClock
 from pytest_sglang.simulator.config import Config
@@ -93,9 +94,9 @@ def test_ids_beyond_the_vocabulary_are_words_and_control_tokens_nothing() -> Non
 
 
 def test_the_same_prompt_has_the_same_answer() -> None:
-    first, again, other = tokens.Answer([1, 2]), tokens.Answer([1, 2]), tokens.Answer([1, 3])
-    made = [first.next() for _ in range(20)]
-    assert made == [again.next() for _ in range(20)] != [other.next() for _ in range(20)]
+    first, again, other = Answer([1, 2]), Answer([1, 2]), Answer([1, 3])
+    made = [first.next().token for _ in range(20)]
+    assert made == [again.next().token for _ in range(20)] != [other.next().token for _ in range(20)]
     assert len(tokens.decode(made).split()) == 20
 
 

@@ -128,7 +128,9 @@ def test_answers_have_the_recorded_form(rig: SimulatedRig, name: str) -> None:
         assert body.decode() == recorded["body"]
 
 
-@pytest.mark.parametrize("name", ["chat", "completions", "generate", "bad_model", "missing", "neg_tokens", "bad_json"])
+@pytest.mark.parametrize(
+    "name", ["chat", "completions", "generate", "generate_logprob", "bad_model", "missing", "neg_tokens", "bad_json"]
+)
 def test_whole_generations_and_errors_have_the_recorded_form(rig: SimulatedRig, name: str) -> None:
     recorded = ANSWERS[name]
     request = recorded["request"].encode() if isinstance(recorded["request"], str) else recorded["request"]
@@ -137,7 +139,7 @@ def test_whole_generations_and_errors_have_the_recorded_form(rig: SimulatedRig, 
     assert status == recorded["status"]
     if name == "completions":
         theirs["choices"][0]["logprobs"] = None  # asked for there, not simulated
-    if name == "generate":
+    if name.startswith("generate"):
         # a field that the facts call unusable, and prompts whose prefix happened to be cached there
         del theirs["meta_info"]["inference_time"]
         theirs["meta_info"]["cached_tokens_details"] = ours["meta_info"]["cached_tokens_details"]

@@ -1,6 +1,6 @@
 """Write the engine tests' model: a tiny real Llama (303,424 random bf16 parameters in safetensors), a byte-level BPE tokenizer and a chat template.
 
-usage: python make_model.py FOLDER      (2 s; nothing is downloaded; the same bytes every time)
+usage: python make_model.py FOLDER [SEED]      (2 s; nothing is downloaded; the same bytes every time; another seed, other weights)
 """
 
 from __future__ import annotations
@@ -68,9 +68,9 @@ def configuration(vocabulary: int) -> dict[str, dict[str, object]]:
     }
 
 
-def weights(vocabulary: int) -> dict[str, torch.Tensor]:
+def weights(vocabulary: int, seed: int) -> dict[str, torch.Tensor]:
     """Random parameters of a fixed seed, by name."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     kv = KV_HEADS * HIDDEN // HEADS
     shapes = {"model.embed_tokens": (vocabulary, HIDDEN), "lm_head": (vocabulary, HIDDEN)}
     for layer in range(LAYERS):
@@ -90,7 +90,7 @@ def weights(vocabulary: int) -> dict[str, torch.Tensor]:
     return {name: tensor.to(torch.bfloat16) for name, tensor in tensors.items()}
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, seed: int = 0) -> None:
     """Write the model into ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = make_tokenizer()
@@ -98,10 +98,10 @@ def main(folder: Path) -> None:
     vocabulary = tokenizer.get_vocab_size()
     for name, content in configuration(vocabulary).items():
         (folder / name).write_text(json.dumps(content, indent=1) + "\n")
-    tensors = weights(vocabulary)
+    tensors = weights(vocabulary, seed)
     save_file(tensors, str(folder / "model.safetensors"), metadata={"format": "pt"})
     print(f"model of {sum(tensor.numel() for tensor in tensors.values()):,} parameters and {vocabulary:,} tokens in {folder}")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), *map(int, sys.argv[2:3]))
