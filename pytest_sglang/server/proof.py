@@ -9,8 +9,8 @@ from pytest_sglang.record.clock import Clock
 from pytest_sglang.record.values import Value
 from pytest_sglang.server.http import Completion, ControlPlane
 
-LOOK_S = 0.1
-"""Wall seconds between two looks at the server's load while the first request runs."""
+LOOK_S = 0.2
+"""Wall seconds between two looks at the server's load while the first request runs (12 ms of a real server's time each)."""
 CROWDED = "somebody else's requests were on the server during the first one"
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 PROMPT_TOKENS = 8
 LEAST, MOST = 4, 20
 """Requests after the first one."""
-LOOK_S = 0.1
+LOOK_S = 0.2
 """Wall seconds between two looks at the server's load: as many as during the first request, which had to bear them too."""
 MOST_DISTURBED = 5
 """So many requests beside somebody else's end it: the ratio would be theirs."""

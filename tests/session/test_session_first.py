@@ -97,6 +97,7 @@ def test_later_requests_beside_somebody_else_s_give_no_ratio(monkeypatch: pytest
         time.sleep(0.4)
         return SimpleNamespace(invalid_because=None, begin_s=0.0, end_s=0.4)
 
+    monkeypatch.setattr(first, "LOOK_S", 0.05)
     monkeypatch.setattr("pytest_sglang.load.client.run_round", slowly)
     done = first.measured(start(first_request_s=5.0), deployment_beside(lambda: 2))
     assert done.first_request_ratio is None
@@ -114,6 +115,7 @@ def test_a_single_disturbed_request_is_sent_again(monkeypatch: pytest.MonkeyPatc
         time.sleep(0.4)
         return SimpleNamespace(invalid_because=None, begin_s=0.0, end_s=9.0 if len(sent) == 1 else 0.4)
 
+    monkeypatch.setattr(first, "LOOK_S", 0.05)
     monkeypatch.setattr("pytest_sglang.load.client.run_round", slowly)
     done = first.measured(start(first_request_s=0.8), deployment_beside(lambda: 2 if len(sent) <= 1 else 1))
     assert (len(sent), done.first_request_ratio) == (5, pytest.approx(2.0))

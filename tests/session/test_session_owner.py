@@ -244,7 +244,7 @@ def test_a_measurement_under_which_the_server_was_started_anew_with_the_same_pid
 ) -> None:
     owner = SimpleNamespace(subject="sglang.service", state=lambda: ControlState(active=True, pid=4711))
     server = SglangServer(SimpleNamespace(controller=owner), None)  # type: ignore[arg-type]
-    monkeypatch.setattr("pytest_sglang.session.server.started_ticks", lambda pid: 200)
+    monkeypatch.setattr("pytest_sglang.session.serving.started_ticks", lambda pid: 200)
     server._same_process(Serving(4711, 200, None))
     with pytest.raises(Inconclusive, match="restarted during the measurement"):
         server._same_process(Serving(4711, 100, None))
