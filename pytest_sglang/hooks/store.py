@@ -16,6 +16,6 @@ def keep(active: Active) -> None:
     try:
         if wish is not None and wish.save:
             active.baseline_line = baseline.save(folder, active.recorder.run, wish.name)
-        history.write_index(folder.parent)
+        history.write_index(folder.parent, coming=folder)
     except OSError as error:
         active.baseline_line = f"{active.baseline_line} (index of runs not written: {error})".strip()

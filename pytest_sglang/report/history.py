@@ -102,15 +102,15 @@ def since(trend: Trend) -> list[str]:
     return told
 
 
-def write_index(folder: Path) -> Path:
+def write_index(folder: Path, coming: Path | None = None) -> Path:
     """Write ``folder/index.html`` anew from all runs in it (write, then rename: runs side by side cannot break it).
 
-    One at a time: of two runs that end at the same moment the later writer has read the other's end as well.
+    ``coming``: a run folder whose page is about to be written, linked although it is not there yet. One at a time: of two runs that end at the same moment the later writer has read the other's end as well.
     """
     path = folder / INDEX
     with locked(folder):
         runs, skipped = store.runs(folder)
-        records.write_atomic(path, index(runs, skipped, folder))
+        records.write_atomic(path, index(runs, skipped, folder, coming))
     return path
 
 
@@ -133,7 +133,7 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def index(runs: Sequence[Stored], skipped: Sequence[Skipped], folder: Path) -> str:
+def index(runs: Sequence[Stored], skipped: Sequence[Skipped], folder: Path, coming: Path | None = None) -> str:
     """A complete HTML document: trends by rig, the newest runs with links to their reports."""
     from markupsafe import Markup
 
@@ -150,14 +150,14 @@ def index(runs: Sequence[Stored], skipped: Sequence[Skipped], folder: Path) -> s
                 (name, [_panel(f"sg-trend-{place}-{number}", each) for number, each in enumerate(found)])
                 for place, (name, found) in enumerate(rigs.items())
             ],
-            rows=[_row(each, folder) for each in newest[:MOST_ROWS]],
+            rows=[_row(each, folder, coming) for each in newest[:MOST_ROWS]],
             older=max(0, len(newest) - MOST_ROWS),
             skipped=[(each.path, each.reason) for each in skipped],
         )
     )
 
 
-def _row(run: Stored, folder: Path) -> dict[str, Any]:
+def _row(run: Stored, folder: Path, coming: Path | None) -> dict[str, Any]:
     counts = {word: sum(check.get("verdict") == word for check in run.checks) for word in ("pass", "fail", "inconclusive")}
     failed = [str(check.get("id")) for check in run.checks if check.get("verdict") == "fail"]
     report = Path(run.folder) / "report.html"
@@ -171,7 +171,7 @@ def _row(run: Stored, folder: Path) -> dict[str, Any]:
         "tally": f"{counts['pass']} of {len(run.checks) + len(run.not_checked)}"
         + (f", failed: {', '.join(failed)}" if failed else ""),
         "simulated": run.simulated,
-        "link": os.path.relpath(report, folder) if report.is_file() else "",
+        "link": os.path.relpath(report, folder) if report.is_file() or report.parent == coming else "",
     }
 
 

@@ -139,7 +139,8 @@ def newest(folder: Path, *, rig: str, simulated: bool) -> Iterator[Stored]:
         names = os.listdir(folder)
     except OSError:
         return
-    for _, name in sorted(((_moment(folder, name), name) for name in names), reverse=True):
+    shown = ((_moment(folder, name), name) for name in names if not name.startswith("."))
+    for _, name in sorted(shown, reverse=True):
         path = folder / name / "run.json"
         try:
             if _is_anothers(path, rig, simulated):

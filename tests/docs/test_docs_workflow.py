@@ -100,7 +100,7 @@ def test_its_steps_run_here(tmp_path: Path) -> None:
     assert "ready after" in told["deploy"]
     assert "baseline 'before' saved" in told["before"]
     assert "::error" not in told["before"]
-    assert "::error title=nvlink%3A FAIL (SIMULATED)::measured 0 limit >= 4: " in told["judge"]
+    assert "::error title=nvlink%3A FAIL (SIMULATED)::measured 0 links limit >= 4 links: " in told["judge"]
     summary = (tmp_path / "summary.md").read_text()
     heads = [line for line in summary.splitlines() if line.startswith("#")]
     assert heads[0] == "# Before the deployment"

@@ -119,3 +119,15 @@ def test_hopeless_scatter_is_said_to_be_so() -> None:
     assert regression.ask(0.5, Spread(sd=0.3, degrees=5.0)) == (None, None)
     found = regression.compare([[10.0, 90.0]], [[10.0, 90.0]], spread=Spread(sd=0.3, degrees=5.0))
     assert "scatter too much" in found.why
+
+
+def test_a_large_change_takes_fewer_boots_than_a_small_one() -> None:
+    """Three boots on either side: a loss of 18 % is likely but not certain, and asks for a few more, not for what 3 % would take."""
+    before = [[100.0, 100.5, 99.5], [103.0, 103.5, 102.5], [101.0, 101.5, 100.5]]
+    spread = regression.learn([before])
+    large = regression.compare(before, [[each * 0.82 for each in boot] for boot in before], spread=spread, alarm=0.0001)
+    small = regression.compare(before, before, spread=spread, alarm=0.0001)
+    assert (large.outcome, small.outcome) == ("undecided", "undecided")
+    assert "a loss of 18.0 % is likely, and too few boots make it certain" in large.why
+    assert large.more_boots is not None
+    assert small.more_boots is None or large.more_boots < small.more_boots

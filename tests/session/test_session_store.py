@@ -140,6 +140,14 @@ def test_two_runs_that_end_at_once_leave_an_index_with_both(tmp_path: Path) -> N
         assert "NOT FINISHED" not in (tmp_path / "index.html").read_text()
 
 
+def test_a_run_links_its_own_page_that_comes_after_the_index(tmp_path: Path) -> None:
+    mine, other = stored(tmp_path, "mine"), stored(tmp_path, "other")
+    assert 'href="mine/report.html"' in shown.write_index(tmp_path, coming=mine).read_text()
+    assert 'href="other/report.html"' not in (tmp_path / "index.html").read_text()
+    (other / "report.html").write_text("here")
+    assert 'href="other/report.html"' in shown.write_index(tmp_path).read_text()
+
+
 def test_an_index_that_somebody_else_holds_is_written_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stored(tmp_path, "one")
     monkeypatch.setattr(shown, "WAIT_S", 0.2)
