@@ -32,9 +32,9 @@ $(VENV)/.stamp-dev: $(VENV)/.stamp
 demo: $(VENV)/.stamp
 	@$(BIN)/python -m pytest acceptance/ --power=250 --rig=simulated
 
-# most tests wait for a simulated rig: three at a time keep two cores busy
+# most tests wait for a simulated rig: four at a time keep two cores busy, the longest first
 test: $(VENV)/.stamp-dev
-	@$(BIN)/python -m pytest -W error tests --ignore=tests/engine -n 3 --dist loadfile
+	@$(BIN)/python -m pytest -W error tests --ignore=tests/engine -n 4 --dist loadfile --no-loadscope-reorder
 
 # the lower bounds of pyproject.toml are a promise: their oldest series, in an environment of its own
 test-lowest: $(VENV)/.stamp

@@ -19,7 +19,6 @@ IN_PART = {
     "port-opens-early": "warm_restart",
     "log-silent": "cold_start",
     "garbled-answers": "warm_restart or answers",
-    "wrong-p2p": "answers",
 }
 """Faults of which CI makes the checks concerned only (``-k``); ``make soak`` sends them through the whole suite."""
 
