@@ -57,6 +57,10 @@ LABELS: dict[str, str] = {
     "pcie_gen": "PCIe generation",
     "pcie_width": "PCIe width",
     "temperature_c": "temperature",
+    "clear_divergences": "clear divergences of answers",
+    "near_ties": "forks at near ties",
+    "equal_tokens_share": "share of equal tokens",
+    "logprob_difference_nats": "mean difference of log-probabilities",
 }
 """Names of run.json's measured numbers for a person; others are shown as they are."""
 
@@ -72,6 +76,8 @@ NOUNS: dict[str, tuple[str, str]] = {
     "new_graphs": ("graph", "graphs"),
     "autotune_runs": ("run", "runs"),
     "failed_requests": ("request", "requests"),
+    "clear_divergences": ("change", "changes"),
+    "garbled_answers": ("answer", "answers"),
 }
 """What a count counts, where a limit is about it."""
 
