@@ -95,6 +95,7 @@ def _measured(found: Sequence[Compared]) -> dict[str, Measurement]:
     numbers: dict[str, tuple[float | int | None, str]] = {
         "clear_divergences": (len(worst.clear), "count"),
         "near_ties": (len(worst.near), "count"),
+        "sure_tokens": (worst.sure, "count"),
         "equal_tokens_share": (round(worst.equal / worst.tokens, 4) if worst.tokens else None, ""),
         "logprob_difference_nats": (
             max((round(each.mean_nats, 4) for each in found if each.mean_nats is not None), default=None),

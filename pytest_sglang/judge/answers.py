@@ -25,7 +25,8 @@ CERTAIN_NATS = 4.0
 MEAN_NATS = 0.5
 """Mean absolute difference of log-probabilities of the same tokens above which the model is another one: five times SGLang's own limit."""
 ENOUGH = 0.1
-"""The share of a reference's tokens that must have been compared for a claim that nothing has changed."""
+"""The share of a reference's tokens that must have been compared, and of which the model must have been sure, for a claim that nothing
+has changed. A model with random weights is sure of none: its answers cannot show a fault."""
 GREEDY_NATS = 0.1
 """The chosen token may lie so far below the best one: ties, and log-probabilities that were rounded."""
 CYCLE = 4
@@ -73,6 +74,8 @@ class Compared(Value, frozen=True, kw_only=True):
     """Tokens scored on both sides in the same context: the prompts' and the equal ones."""
     mean_nats: float | None
     """Mean absolute difference of their log-probabilities; None = none was scored."""
+    sure: int
+    """Of the equal ones: tokens chosen with a margin that noise does not turn over, in the reference."""
     other_prompts: tuple[str, ...] = ()
     """Prompts that were split into other tokens: another tokenizer."""
     missing: tuple[str, ...] = ()
@@ -112,20 +115,32 @@ class Compared(Value, frozen=True, kw_only=True):
                 f"only {self.looked_at} of {self.tokens} tokens could be compared: the answers part at near ties everywhere, "
                 "as those of a model with random weights do"
             )
+        if self.sure + len(self.clear) < ENOUGH * self.tokens:
+            return (
+                f"the model was sure of only {self.sure} of {self.tokens} tokens (by more than {NEAR_NATS:g} nats), as with random weights: "
+                "answers that are near ties everywhere cannot show a fault"
+            )
         return None
 
     def __str__(self) -> str:
         if self.other_prompts:
             return f"the prompts are split into other tokens than before ({', '.join(self.other_prompts)}): another tokenizer"
+        behind = self.tokens - self.equal - len(self.forks)
         parts = [f"{self.equal} of {self.tokens} tokens the same"]
         if self.clear:
             parts.append(f"{_count(len(self.clear), 'clear divergence')}, the clearest: {self.clear[0]}")
         if self.near:
             worst = max(each.moved for each in self.near)
-            parts.append(f"{_count(len(self.near), 'fork')} at near ties (at most {worst:.2f} nats)")
+            parts.append(f"{_count(len(self.near), 'fork')} at near ties (by at most {_nats(worst)})")
+        if self.forks and behind > 0:
+            parts.append(f"{_count(behind, 'token')} behind {'it' if len(self.forks) == 1 else 'them'} not compared")
         if self.mean_nats is not None and (self.mean_nats > MEAN_NATS or self.forks):
-            parts.append(f"log-probabilities differ by {self.mean_nats:.2g} nats on average")
+            parts.append(f"log-probabilities differ by {_nats(self.mean_nats)} on average")
         return "; ".join(parts)
+
+
+def _nats(number: float) -> str:
+    return "less than 0.01 nats" if number < 0.01 else f"{number:.2f} nats"
 
 
 def _count(number: int, what: str) -> str:
@@ -137,7 +152,7 @@ def _count(number: int, what: str) -> str:
 
 def compare(reference: Answers, now: Answers) -> Compared:
     """``now`` beside ``reference``: every token whose context is the same on both sides, behind a fork as far as ``now`` was continued."""
-    equal, tokens, forks, differences = 0, 0, [], []
+    equal, sure, tokens, forks, differences = 0, 0, 0, [], []
     others, missing = [], []
     for mine in reference.answers:
         found = now.of(mine.prompt)
@@ -151,6 +166,7 @@ def compare(reference: Answers, now: Answers) -> Compared:
         differences += _differences(mine.prompt_logprobs, found.prompt_logprobs)
         for start, same, fork in _walk(mine, found):
             equal += len(same)
+            sure += sum(margin(mine, at) > NEAR_NATS for at in range(start, start + len(same)))
             differences += _differences(mine.logprobs[start : start + len(same)], same)
             forks += [] if fork is None else [fork]
     missing += [each.prompt for each in now.answers if reference.of(each.prompt) is None]
@@ -159,6 +175,7 @@ def compare(reference: Answers, now: Answers) -> Compared:
         tokens=tokens,
         equal=equal,
         forks=tuple(forks),
+        sure=sure,
         scored=len(differences),
         mean_nats=sum(differences) / len(differences) if differences else None,
         other_prompts=tuple(others),

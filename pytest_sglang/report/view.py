@@ -59,6 +59,7 @@ LABELS: dict[str, str] = {
     "temperature_c": "temperature",
     "clear_divergences": "clear divergences of answers",
     "near_ties": "forks at near ties",
+    "sure_tokens": "tokens of which the model was sure",
     "equal_tokens_share": "share of equal tokens",
     "logprob_difference_nats": "mean difference of log-probabilities",
 }

@@ -15,6 +15,8 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 HIDDEN, INNER, LAYERS, HEADS, KV_HEADS, CONTEXT = 64, 192, 2, 4, 2, 2048
+HEAD = 10.0
+"""The last layer is scaled by this: random weights alone choose between near ties, a trained model is mostly sure of a token."""
 SPECIAL = ["<|bos|>", "<|eos|>", "<|system|>", "<|user|>", "<|assistant|>"]
 CHAT = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}<|assistant|>"
 
@@ -87,6 +89,7 @@ def weights(vocabulary: int, seed: int) -> dict[str, torch.Tensor]:
     tensors = {f"{name}.weight": torch.randn(shape) * 0.1 for name, shape in shapes.items()}
     norms = [f"model.layers.{layer}.{which}_layernorm" for layer in range(LAYERS) for which in ("input", "post_attention")]
     tensors |= {f"{name}.weight": torch.ones(HIDDEN) for name in ["model.norm", *norms]}
+    tensors["lm_head.weight"] *= HEAD
     return {name: tensor.to(torch.bfloat16) for name, tensor in tensors.items()}
 
 
