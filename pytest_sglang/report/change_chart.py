@@ -55,7 +55,7 @@ def _draw(identity: str, bars: Sequence[Bar]) -> Panel:
             # lines of the grid end below the words of each row
             for tick in ticks:
                 axes.plot(
-                    [math.log1p(tick / 100)] * 2, [place - 0.08, place + 0.36], color=svg.RULE if tick else svg.MUTED, linewidth=1
+                    [math.log1p(tick / 100)] * 2, [place - 0.04, place + 0.36], color=svg.RULE if tick else svg.MUTED, linewidth=1
                 )
             _bar(axes, place, each, (left, right), colours[each.outcome])
             for x, text, align in ((0.0, each.name, "left"), (1.0, each.text, "right")):
