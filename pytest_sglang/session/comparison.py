@@ -42,7 +42,7 @@ class Comparison(Value, frozen=True, kw_only=True):
     broken: tuple[str, ...] = ()
     """Promises that a run after breaks and none before did, with their causes: fixed promises stay floors."""
     lost: tuple[str, ...] = ()
-    """What a pass would pass over: promises that were kept before and cannot be told after, runs that were interrupted."""
+    """What a pass would pass over: promises that were kept before and are not told after, runs that were interrupted."""
     notes: tuple[str, ...] = ()
 
     @property

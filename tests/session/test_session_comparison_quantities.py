@@ -331,6 +331,58 @@ def test_promises_stay_floors(tmp_path: Path) -> None:
     assert (found.verdict, found.lost) == ("inconclusive", ("warm-restart: no log",))
 
 
+def left_out(check: str, reason: str | None = None) -> Edit:
+    """No such check any more, with this reason."""
+
+    def edit(told: dict[str, Any]) -> None:
+        told["checks"] = [each for each in told["checks"] if each["id"] != check]
+        level = " at 250 W" if check == "decode-throughput" else ""
+        told["not_checked"] += [] if reason is None else [{"id": f"{check}{level}", "reason": reason}]
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("check", "reason", "lost"),
+    [
+        ("warm-restart", None, "warm-restart: passed before, not made after"),
+        ("warm-restart", "deselected", "warm-restart: passed before, deselected after"),
+        ("decode-throughput", "deselected", "decode-throughput at 250 W: passed before, deselected after"),
+        ("decode-throughput", "not collected", "decode-throughput at 250 W: passed before, not collected after"),
+        ("gpu-identity", "deselected", "gpu-identity: passed before, deselected after"),
+        ("warm-restart", "restarts the server: not without --sglang-allow-restart", None),
+        ("mine", None, None),
+    ],
+)
+def test_a_check_that_is_gone_is_no_pass(tmp_path: Path, check: str, reason: str | None, lost: str | None) -> None:
+    before, after = boots(tmp_path, "old", 5), boots(tmp_path, "new", 3, month=11, engine="0.5.12")
+    for each in (*before, *after):
+        edited(
+            each,
+            lambda told: told["checks"].extend({"id": id_, "promise": "", "verdict": "pass"} for id_ in ("gpu-identity", "mine")),
+        )
+    assert compared(before, after).verdict == "pass"
+    edited(after[0], left_out(check, reason))
+    # the others made it
+    assert compared(before, after).verdict == "pass"
+    for each in after[1:]:
+        edited(each, left_out(check, reason))
+    found = compared(before, after)
+    assert found.lost == (() if lost is None else (lost,))
+    assert found.verdict == ("pass" if lost is None else "inconclusive")
+    for each in before:
+        edited(each, lambda told: [one.update(verdict="inconclusive") for one in told["checks"] if one["id"] == check])
+    assert compared(before, after).lost == ()
+
+
+def test_a_check_at_the_other_level_is_not_gone_where_the_level_is_compared(tmp_path: Path) -> None:
+    found = compared([stored(tmp_path, "a")], [stored(tmp_path, "b", power_w=390.0, tok_s=52.0)])
+    assert found.lost == ()
+    edited(tmp_path / "b", left_out("decode-throughput"))
+    edited(tmp_path / "b", lambda told: told["not_checked"].append({"id": "decode-throughput at 390 W", "reason": "deselected"}))
+    assert compared([tmp_path / "a"], [tmp_path / "b"]).lost == ("decode-throughput: passed before, deselected after",)
+
+
 def test_an_interrupted_run_is_named_and_teaches_nothing(tmp_path: Path) -> None:
     earlier = boots(tmp_path, "earlier", 4, month=9)
     for each in earlier:
