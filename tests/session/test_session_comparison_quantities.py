@@ -565,6 +565,47 @@ def test_answers_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, outcome:
     assert verdicts == ({"pass"} if own in (None, "pass") else {"pass", own})
 
 
+SPECULATIVE = {"speculative_algorithm": "EAGLE"}
+WANTED: dict[str, tuple[dict[str, Any], dict[str, Any], bool]] = {
+    "other weights": ({}, {"revision": "v2"}, True),
+    "weights exchanged": ({"weight_version": "default"}, {"weight_version": "step-900"}, True),
+    "adapters": ({}, {"lora_paths": ["sql=/models/sql"]}, True),
+    "overridden configuration": ({"json_model_override_args": "{}"}, {"json_model_override_args": '{"rope_theta": 1e6}'}, True),
+    "another loader": ({"load_format": "auto"}, {"load_format": "bitsandbytes"}, True),
+    "another tokenizer": ({"tokenizer_path": "/models/m"}, {"tokenizer_path": "/models/t"}, True),
+    "drafts": ({}, {**SPECULATIVE, "speculative_draft_model_path": "/models/d"}, True),
+    "another draft model": (
+        {**SPECULATIVE, "speculative_draft_model_path": "/models/d"}, {**SPECULATIVE, "speculative_draft_model_path": "/models/e"}, True,
+    ),
+    "a draft argument of no drafts": ({"speculative_num_steps": 3}, {"speculative_num_steps": 5}, False),
+    "an argument given as it was": ({}, {"json_model_override_args": "{}", "enable_lora": False}, False),
+    "another attention": ({"attention_backend": "triton"}, {"attention_backend": "fa3"}, False),
+    "a batch size": ({}, {"cuda_graph_max_bs": 16}, False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("engine", ["0.5.11", "0.5.12"])
+@pytest.mark.parametrize("name", WANTED)
+def test_answers_are_not_judged_where_others_were_wanted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, engine: str
+) -> None:
+    asked: list[bool] = []
+    monkeypatch.setattr(compared_answers, "compared", lambda *runs, judged: asked.append(judged))
+    old, new, wanted = WANTED[name]
+    compared([stored(tmp_path, "a", arguments=old)], [stored(tmp_path, "b", arguments=new, engine=engine)])
+    assert asked == [not wanted]
+
+
+def test_what_a_new_version_brings_along_is_no_wish_for_other_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+    monkeypatch.setattr(compared_answers, "compared", lambda *runs, judged: asked.append(judged))
+    new = {"weight_version": "default", "tokenizer_backend": "huggingface", "speculative_accept_threshold_single": 1.0}
+    compared(
+        [stored(tmp_path, "a", arguments={"torchao_config": "int4wo"})], [stored(tmp_path, "b", arguments=new, engine="0.5.12")]
+    )
+    assert asked == [True]
+
+
 def test_answers_alone_are_no_comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     equal = AnswersComparison(outcome="equal", verdict="pass", text="the same")
     monkeypatch.setattr(compared_answers, "compared", lambda *runs, judged: equal)
