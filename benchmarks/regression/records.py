@@ -69,7 +69,7 @@ def run(rng: Rng, name: str, engine: str, rounds: int, between: float, loss: flo
         rig={"name": "simulated", "workload": {"output_tokens": TOKENS, "streams": 1}},
         environment={"plugin": "0", "server": {"version": engine}},
         startups=({"label": "warm restart", "startup": {"kind": "warm", "ready_s": ready_s, "phases": []}},),
-        throughputs=tuple(measured(rng, power, rounds, between, loss) for power in LEVELS),
+        throughputs=tuple({**measured(rng, power, rounds, between, loss), "process": name} for power in LEVELS),
     )
 
 

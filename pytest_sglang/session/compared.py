@@ -12,7 +12,7 @@ from pytest_sglang.judge.margins import Margin
 from pytest_sglang.judge.regression import Change
 from pytest_sglang.record.run import Run
 from pytest_sglang.record.values import Value
-from pytest_sglang.session import store
+from pytest_sglang.session import booted, store
 
 FEW = 3.0
 """Degrees of freedom that a spread between single values must have to be one: four earlier boots."""
@@ -20,6 +20,8 @@ NEWEST = 200
 """Of earlier runs so many teach; older ones tell of drivers and dust that are long gone, and take time to read."""
 Side = list[list[float]]
 """One inner list a boot."""
+Told = tuple[str, str, list[float]]
+"""Key, boot and values of what an earlier run measured."""
 
 
 class Quantity(Value, frozen=True, kw_only=True):
@@ -146,6 +148,11 @@ class Past(Value, frozen=True, kw_only=True):
     runs: tuple[tuple[str, store.Stored], ...] = ()
     before_key: str = ""
     after_key: str = ""
+    processes: dict[booted.Place, str] = {}
+    """The boot of every measurement, of the compared runs too (``booted.Boots``)."""
+    starts: dict[booted.Place, str] = {}
+    compared: frozenset[str] = frozenset()
+    """The boots and starts of the two sides: they stand there, and teach no second time."""
 
     @classmethod
     def of(cls, history: Sequence[store.Stored], before: Sequence[Run], after: Sequence[Run]) -> Past:
@@ -163,18 +170,30 @@ class Past(Value, frozen=True, kw_only=True):
         # a folder that was copied or linked is one boot all the same
         once = {each.run_id: each for each in fit}
         runs = [(key_text(each), each) for each in [*once.values()][-NEWEST:]]
-        return cls(runs=tuple(runs), before_key=key_text(before[0]), after_key=key_text(after[0]))
+        found = booted.Boots([*(each for _, each in runs), *before, *after])
+        return cls(
+            runs=tuple(runs),
+            before_key=key_text(before[0]),
+            after_key=key_text(after[0]),
+            processes=found.processes,
+            starts=found.starts,
+            compared=frozenset(name for place, name in [*found.processes.items(), *found.starts.items()] if place[0] in compared),
+        )
 
 
-def learn(past: Past, told: Sequence[tuple[str, list[float]]], sides: tuple[Side, Side], assumed_sd: float) -> Spread:
-    """How far boots differ: those of earlier runs (key, values), alike ones together, and those of both sides.
+def learn(past: Past, told: Sequence[Told], sides: tuple[Side, Side], assumed_sd: float) -> Spread:
+    """How far boots differ: those of earlier runs, alike ones together, and those of both sides.
 
     Boots of one side join the earlier ones of their key; boots of equal keys on both sides stay apart, since that is the question.
+    What earlier runs measured on one process is one boot; on a process of the two sides it tells of the noise alone.
     """
-    groups: dict[str, Side] = {}
-    for found, values in told:
+    one: dict[tuple[str, str], list[float]] = {}
+    for found, boot, values in told:
         if values:
-            groups.setdefault(found, []).append(values)
+            one.setdefault((found, boot), []).extend(values)
+    groups: dict[str, Side] = {}
+    for (found, boot), values in one.items():
+        groups.setdefault(f"{found} {boot}" if boot in past.compared else found, []).append(values)
     groups.setdefault(past.before_key, []).extend(sides[0])
     groups.setdefault("after" if past.after_key == past.before_key else past.after_key, []).extend(sides[1])
     return boots.learn([one_level(group) for group in groups.values()], assumed_sd=assumed_sd)

@@ -13,6 +13,8 @@ from pytest_sglang.judge.answers import Compared
 from pytest_sglang.record.answers import Answers
 from pytest_sglang.record.run import Run, Verdict
 from pytest_sglang.record.values import Value
+from pytest_sglang.session import answering as answers_check
+from pytest_sglang.session import compared_changes
 
 Outcome = Literal["equal", "near ties", "changed", "too little to compare", "not recorded"]
 
@@ -46,18 +48,35 @@ def compared(before: Sequence[Run], after: Sequence[Run], *, judged: bool) -> An
     if not any(sides):
         return None
     whole = [[each for each in side if not each.why and each.after != answering.AGAIN] for side in sides]
-    for side, usable, name in zip(sides, whole, ("before", "after"), strict=True):
+    for runs, side, usable, name in zip((before, after), sides, whole, ("before", "after"), strict=True):
         if not usable:
-            why = side[0].why if side else "the rig file did not ask for them ([answers])"
-            # what was asked and not answered is a gap; what nobody asked for is none
+            # what was asked and not answered is a gap, and so is what was there before; what nobody had asked for is none
+            gap = judged and bool(side or (name == "after" and whole[0]))
+            why = next((each.why for each in side if each.why), None) or _unasked(runs)
             return AnswersComparison(
-                outcome="not recorded", verdict="inconclusive" if side and judged else None, text=f"no answers {name}: {why}"
+                outcome="not recorded", verdict="inconclusive" if gap else None, text=f"no answers {name}: {why}"
             )
     pairs = [(now, found) for now in whole[1] if (found := _compare(_reference(before), now)) is not None]
     if not pairs:
         return AnswersComparison(outcome="not recorded", verdict=None, text="the two sides were asked other prompts")
     now, worst = max(pairs, key=lambda pair: _badness(pair[1]))
     return _said(worst, now, judged)
+
+
+def _unasked(runs: Sequence[Run]) -> str:
+    """Why these runs have no answers, by the newest of them that tells."""
+    for run in reversed(runs):
+        if run.answers:
+            return "they are of a form that this version does not know"
+        reason = next((each.reason for each in run.not_checked if each.id == answers_check.CHECK), None)
+        if reason is not None:
+            return f"the check was {reason}" if reason in compared_changes.UNASKED else f"not asked: {reason}"
+        made = next((each for each in run.checks if each.id == answers_check.CHECK), None)
+        if made is not None and made.inconclusive_because:
+            return made.inconclusive_because
+    if not runs or any(answers_check.CHECK in run.not_promised for run in runs):
+        return "the rig file did not ask for them ([answers])"
+    return "they were not asked"
 
 
 def _series(run: Run) -> list[Answers]:

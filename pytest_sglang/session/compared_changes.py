@@ -8,7 +8,7 @@ from pytest_sglang.judge import keys, regression, steps
 from pytest_sglang.judge.keys import Difference
 from pytest_sglang.record.run import Check, Run
 from pytest_sglang.session import store
-from pytest_sglang.session.checks import BASELINE
+from pytest_sglang.session.checks import BASELINE, STANDARD
 
 ENVIRONMENT = (("driver", "driver"), ("kernel", "kernel"), ("os", "operating system"), ("python", "python"), ("host", "host"))
 CARD = (
@@ -100,8 +100,12 @@ def earlier(before: Sequence[Run], history: Sequence[store.Stored]) -> list[str]
 # --- promises stay floors ------------------------------------------------------------------------------------------------------
 
 
+Checks = dict[tuple[str, float | None], Check]
+"""By id and power level."""
+
+
 def broken(before: Sequence[Run], after: Sequence[Run], *, across: bool) -> tuple[list[str], list[str], list[str]]:
-    """Promises that no run before broke and one after does, those that cannot be told any more, and those broken on both sides.
+    """Promises that no run before broke and one after does, those that are not told any more, and those broken on both sides.
 
     ``across``: the power level is what differs, so that a check at one level stands beside the same check at the other.
     """
@@ -119,13 +123,35 @@ def broken(before: Sequence[Run], after: Sequence[Run], *, across: bool) -> tupl
             lost.append(
                 f"{check.id}{'' if check.power_w is None else f' at {check.power_w:g} W'}{f': {because}' if because else ''}"
             )
-    return fails, lost, still
+    return fails, [*lost, *_gone(old, new, after, across)], still
 
 
-def _checks(runs: Sequence[Run], across: bool) -> dict[tuple[str, float | None], Check]:
+UNASKED = ("deselected", "not collected")
+"""Reasons for which a check was not made that are none: somebody left it out."""
+
+
+def _gone(old: Checks, new: Checks, after: Sequence[Run], across: bool) -> list[str]:
+    """Checks that passed before, and that no run after has made nor says why it could not."""
+    reasons: dict[str, set[str]] = {}
+    for each in (each for run in after for each in run.not_checked):
+        reasons.setdefault(each.id.partition(" at ")[0] if across else each.id, set()).add(each.reason)
+    gone = []
+    for key, check in old.items():
+        if key in new or check.verdict != "pass" or not (check.measured or check.id in STANDARD):
+            continue
+        level = None if across else check.power_w
+        named = f"{check.id}{'' if level is None else f' at {level:g} W'}"
+        # a check whose levels were never told apart is listed without one
+        told = reasons.get(named, set()) | reasons.get(check.id, set())
+        if not told - {*UNASKED}:
+            gone.append(f"{named}: passed before, {min(told, default='not made')} after")
+    return gone
+
+
+def _checks(runs: Sequence[Run], across: bool) -> Checks:
     """The worst of each check over the runs; what is no check of the rig's promises is left out."""
     order = ("fail", "inconclusive", "pass")
-    found: dict[tuple[str, float | None], Check] = {}
+    found: Checks = {}
     for run in runs:
         for check in run.checks:
             if check.id == BASELINE or check.expected_failure:

@@ -11,7 +11,7 @@ from pytest_sglang.judge.margins import Margin
 from pytest_sglang.judge.samples import UNRECORDED, Samples
 from pytest_sglang.record.run import Run
 from pytest_sglang.session import compared, store
-from pytest_sglang.session.compared import Past, Pending, Side
+from pytest_sglang.session.compared import Past, Pending, Side, Told
 
 Place = tuple[float | None, int]
 """Power level (None: whatever it is) and streams."""
@@ -28,7 +28,7 @@ def rates(before: Sequence[Run], after: Sequence[Run], past: Past, one: str | No
     found = []
     # where nothing at all was measured before, that is what is to be said of each place
     for place in _places(before, across) or _places(after, across):
-        sides = [_measured(runs, place, across) for runs in (before, after)]
+        sides = [_measured(runs, place, across, past) for runs in (before, after)]
         found += _place(place, sides[0], sides[1], past)
     return found
 
@@ -55,16 +55,18 @@ def _where(place: Place) -> str:
     return f"{level}{f', {streams} streams' if streams != 1 else ''}"
 
 
-def _measured(runs: Sequence[Run], place: Place, across: bool) -> Boots:
-    """The place's measurements, one a boot, with what they say. A boot that measured it twice counts once, with all of its rounds."""
-    found: Boots = []
+def _measured(runs: Sequence[Run], place: Place, across: bool, past: Past) -> Boots:
+    """The place's measurements, one a boot, with what they say: a process that was measured twice counts once, with all of its rounds."""
+    boots: dict[str, list[dict[str, Any]]] = {}
     for run in runs:
-        items = [item for item in run.throughputs if _place_of(item, across) == place]
-        if items:
-            rounds = [each for item in items for each in item["throughput"].get("rounds") or ()]
-            whole = {**items[0], "throughput": {**items[0]["throughput"], "rounds": rounds}}
-            told = samples.of(whole["throughput"])
-            found.append((whole, told))
+        for index, item in enumerate(run.throughputs):
+            if _place_of(item, across) == place:
+                boots.setdefault(past.processes[run.run_id, index], []).append(item)
+    found: Boots = []
+    for items in boots.values():
+        rounds = [each for item in items for each in item["throughput"].get("rounds") or ()]
+        whole = {**items[0], "throughput": {**items[0]["throughput"], "rounds": rounds}}
+        found.append((whole, samples.of(whole["throughput"])))
     return found
 
 
@@ -204,12 +206,12 @@ def _few(margin: Margin, old: list[Samples], new: list[Samples], past: Past, pla
     return "the rounds of one side earn one p99, and fewer than 4 earlier boots tell how far it scatters"
 
 
-def _history(past: Past, place: Place, name: str) -> list[tuple[str, list[float]]]:
+def _history(past: Past, place: Place, name: str) -> list[Told]:
     """Values of earlier boots with their keys; of every level, each for itself, where the level is what is compared."""
     return [
-        (found if place[0] is not None else f"{found} {item.power_w}", values)
+        (found if place[0] is not None else f"{found} {item.power_w}", past.processes[run.run_id, index], values)
         for found, run in past.runs
-        for item in run.throughputs
+        for index, item in enumerate(run.throughputs)
         if (place[0] in (None, item.power_w)) and item.throughput.streams == place[1] and (values := _stored(item, name))
     ]
 

@@ -26,11 +26,11 @@ def readiness(before: Sequence[Run], after: Sequence[Run], past: Past) -> list[P
     """Seconds to readiness by kind of start; judged where enough starts tell how far starts differ."""
     found = []
     for kind in KINDS:
-        zero, sides = _alike(before, after, kind)
+        zero, sides = _alike(before, after, kind, past)
         values: tuple[Side, Side] = (_ready(sides[0]), _ready(sides[1]))
         if not all(values):
             continue
-        told = [(key, [value]) for key, start in _earlier(past, kind, zero) if (value := _seconds(start)) is not None]
+        told = [(key, name, [value]) for key, name, start in _earlier(past, kind, zero) if (value := _seconds(start)) is not None]
         spread = compared.learn(past, told, values, margins.READY.assumed_sd)
         judged = spread.degrees is not None and spread.degrees >= compared.FEW
         found.append(
@@ -50,7 +50,7 @@ def phases(before: Sequence[Run], after: Sequence[Run], past: Past) -> list[Quan
     """Every phase of the starts of a kind, with an interval where several starts tell it. They are parts of readiness and do not count."""
     found: list[Quantity] = []
     for kind in KINDS:
-        zero, sides = _alike(before, after, kind)
+        zero, sides = _alike(before, after, kind, past)
         if not all(sides):
             continue
         earlier = _earlier(past, kind, zero)
@@ -60,13 +60,13 @@ def phases(before: Sequence[Run], after: Sequence[Run], past: Past) -> list[Quan
 
 
 def _phase(
-    kind: str, phase: str, sides: tuple[list[Start], list[Start]], earlier: list[tuple[str, Start]], past: Past
+    kind: str, phase: str, sides: tuple[list[Start], list[Start]], earlier: list[tuple[str, str, Start]], past: Past
 ) -> Pending | None:
     values: tuple[Side, Side] = (_lengths(sides[0], phase), _lengths(sides[1], phase))
     longest = max((each for side in values for boot in side for each in boot), default=0.0)
     if longest < LEAST_S:
         return None
-    told = [(key, [length]) for key, start in earlier if (length := _length(start, phase)) is not None]
+    told = [(key, name, [length]) for key, name, start in earlier if (length := _length(start, phase)) is not None]
     spread = compared.learn(past, told, values, margins.PHASE.assumed_sd)
     known = all(values) and spread.degrees is not None and spread.degrees >= compared.FEW
     missing = next((f"no value {when}" for when, side in zip(("before", "after"), values, strict=True) if not side), "")
@@ -151,9 +151,12 @@ def _starts(runs: Sequence[Run], kind: str) -> list[Start]:
     return [each for each in found if each.get("kind") == kind]
 
 
-def _alike(before: Sequence[Run], after: Sequence[Run], kind: str) -> tuple[str, tuple[list[Start], list[Start]]]:
-    """Starts of a kind whose seconds count from the same zero, the launch where both know it; empty where there are none."""
-    old, new = _starts(before, kind), _starts(after, kind)
+def _alike(before: Sequence[Run], after: Sequence[Run], kind: str, past: Past) -> tuple[str, tuple[list[Start], list[Start]]]:
+    """Starts of a kind whose seconds count from the same zero, the launch where both know it; empty where there are none.
+
+    A start that several runs found counts once.
+    """
+    old, new = _single(before, kind, past), _single(after, kind, past)
     zero = max(_zeros(old) & _zeros(new), default="launch")
     return zero, tuple([each for each in side if _zeros([each]) == {zero}] for side in (old, new))  # type: ignore[return-value]
 
@@ -163,14 +166,27 @@ def _zeros(starts: Sequence[Start]) -> set[str]:
     return {str(each.get("launched_at_is") or "launch") for each in starts}
 
 
-def _earlier(past: Past, kind: str, zero: str) -> list[tuple[str, Start]]:
-    """Earlier starts of a kind, counted from the same zero, with their run's key."""
-    return [
-        (key, item.startup)
-        for key, run in past.runs
-        for item in run.startups
-        if item.startup.get("kind") == kind and _zeros([item.startup]) == {zero}
-    ]
+def _single(runs: Sequence[Run], kind: str, past: Past) -> list[Start]:
+    """The starts of a kind, each once. One that was measured from its launch, in the run that made it, comes before what a log tells."""
+    found: dict[str, Start] = {}
+    for run in runs:
+        for index, item in enumerate(run.startups):
+            start = item.get("startup") or {}
+            name = past.starts[run.run_id, index]
+            if start.get("kind") == kind and (name not in found or (start.get("observed") and not found[name].get("observed"))):
+                found[name] = start
+    return list(found.values())
+
+
+def _earlier(past: Past, kind: str, zero: str) -> list[tuple[str, str, Start]]:
+    """Earlier starts of a kind, counted from the same zero, each once, with their run's key and their name; none of those compared."""
+    found: dict[str, tuple[str, str, Start]] = {}
+    for key, run in past.runs:
+        for index, item in enumerate(run.startups):
+            name = past.starts[run.run_id, index]
+            if item.startup.get("kind") == kind and _zeros([item.startup]) == {zero} and name not in past.compared:
+                found.setdefault(name, (key, name, item.startup))
+    return list(found.values())
 
 
 def _ready(starts: Sequence[Start]) -> Side:

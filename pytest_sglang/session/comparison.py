@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,30 @@ from pytest_sglang.session.errors import Refused
 __all__ = ["Comparison", "Quantity", "compare", "grouped", "key", "of_paths"]
 
 
-NUMERICS = frozenset(f"argument {name}" for name in ("quantization", "dtype", "kv_cache_dtype", "torchao_config"))
-"""Changes after which other answers are no fault."""
+NUMERICS = frozenset(
+    {
+        "quantization", "quantization_param_path", "torchao_config", "modelopt_quant", "dtype", "kv_cache_dtype",
+        "enable_fp32_lm_head", "revision", "model_checksum", "weight_version", "load_format", "model_loader_extra_config",
+        "json_model_override_args", "enable_lora", "lora_paths", "tokenizer_path", "tokenizer_mode", "tokenizer_backend",
+        "skip_tokenizer_init", "speculative_algorithm",
+    }
+)  # fmt: skip
+"""Arguments (``ServerArgs`` of SGLang 0.5.11 and 0.5.23) that say which weights, numbers and tokens answer: after a change of one other
+answers are no fault."""
+DRAFTS = frozenset(
+    f"speculative_{name}"
+    for name in (
+        "draft_model_path", "draft_model_revision", "draft_model_quantization", "draft_load_format", "num_steps", "eagle_topk",
+        "num_draft_tokens", "token_map", "accept_threshold_single", "accept_threshold_acc", "use_rejection_sampling",
+    )
+)  # fmt: skip
+"""The same where ``speculative_algorithm`` is set."""
+GIVEN = frozenset(
+    {"quantization", "revision", "lora_paths", "enable_lora", "speculative_algorithm", "speculative_draft_model_path"}
+)
+"""Those that have no value in any version unless somebody gives them one."""
+UNSET: tuple[Any, ...] = (None, False, "", "{}", [], {})
+"""What an argument says that nobody gave."""
 
 
 class Comparison(Value, frozen=True, kw_only=True):
@@ -42,7 +64,7 @@ class Comparison(Value, frozen=True, kw_only=True):
     broken: tuple[str, ...] = ()
     """Promises that a run after breaks and none before did, with their causes: fixed promises stay floors."""
     lost: tuple[str, ...] = ()
-    """What a pass would pass over: promises that were kept before and cannot be told after, runs that were interrupted."""
+    """What a pass would pass over: promises that were kept before and are not told after, runs that were interrupted."""
     notes: tuple[str, ...] = ()
 
     @property
@@ -111,15 +133,31 @@ def compare(before: Sequence[Run], after: Sequence[Run], history: Sequence[store
         *(f"measured only after: {each}" for each in compared_rates.new_places(before, after, one)),
         *(f"broken before and after: {each}" for each in still),
     ]
-    other_numbers = any(each.name in NUMERICS for each in found)
     return Comparison(
         **common,
         quantities=tuple(_quantities(before, after, past, one)),
-        answers=compared_answers.compared(before, after, judged=not other_numbers),
+        answers=compared_answers.compared(before, after, judged=not _wanted(found, key(before[0]), key(after[0]))),
         broken=tuple(fails),
         lost=(*compared_changes.trouble(before, after), *lost),
         notes=tuple(notes),
     )
+
+
+def _wanted(found: Sequence[Difference], before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
+    """Whether a change was made after which other answers are no fault.
+
+    Another version brings arguments, and defaults, that the one before did not know: those are no such change.
+    """
+    engines = before.get("engine") != after.get("engine")
+    drafts = any(side.get("argument speculative_algorithm") for side in (before, after))
+    for each in found:
+        _, argument, name = each.name.partition("argument ")
+        if not argument or name not in (NUMERICS | DRAFTS if drafts else NUMERICS):
+            continue
+        told = each.before is not None and each.after is not None
+        if (told or name in GIVEN or not engines) and not (each.before in UNSET and each.after in UNSET):
+            return True
+    return False
 
 
 def _quantities(before: Sequence[Run], after: Sequence[Run], past: Past, one: str | None) -> list[Quantity]:

@@ -111,10 +111,19 @@ class Recorder:
         kept = tuple(each for each in self.run.startups if each["label"] != label)
         self._set(startups=(*kept, item))
 
-    def throughput(self, label: str, power_w: float | None, promise: dict[str, Any], throughput: Throughput) -> None:
-        """A measurement, for the chart and for later comparison."""
+    def throughput(
+        self, label: str, power_w: float | None, promise: dict[str, Any], throughput: Throughput, *, process: str | None = None
+    ) -> None:
+        """A measurement, for the chart and for later comparison. ``process``: the one that it was made on (``serving.Serving.name``)."""
         told = records.plain(throughput)
-        item = {"label": label, "power_w": power_w, **promise, "throughput": told, "samples": samples.short(told)}
+        item = {
+            "label": label,
+            "power_w": power_w,
+            **promise,
+            "process": process,
+            "throughput": told,
+            "samples": samples.short(told),
+        }
         self._set(throughputs=(*self.run.throughputs, item))
 
     def power_series(self, series: dict[str, Any]) -> None:

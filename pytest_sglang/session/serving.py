@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from pytest_sglang.session.state import started_ticks
+from pytest_sglang.session.state import boot_id, started_ticks
 
 if TYPE_CHECKING:
     from pytest_sglang.server.control import ControlState
@@ -24,6 +24,12 @@ class Serving(NamedTuple):
     def of(cls, state: ControlState) -> Serving:
         """The process that ``state`` is about."""
         return cls(state.pid, None if state.pid is None else started_ticks(state.pid), state.started_at)
+
+    @property
+    def name(self) -> str | None:
+        """Boot of the machine, pid and start ticks: the same in every run on this very process. None where they are not all known."""
+        boot = boot_id()
+        return f"{boot}/{self.pid}/{self.ticks}" if boot and self.pid is not None and self.ticks is not None else None
 
     def is_other(self, before: Serving) -> bool:
         """Another process than ``before``: by its pid, and where that is the same (pids are given again) by its start."""

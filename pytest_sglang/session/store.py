@@ -42,6 +42,8 @@ class StoredMeasurement(Value, frozen=True, kw_only=True):
     label: str = ""
     power_w: float | None = None
     quantity: str = "decode"
+    process: str | None = None
+    """The server process that it was made on (``session.serving``); None in a run that is older than that."""
     throughput: StoredThroughput = StoredThroughput()
     samples: dict[str, tuple[float, ...]] = {}
     """Values of each quantity by name (``judge.samples.short``); {} in a run that is older than that."""

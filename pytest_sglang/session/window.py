@@ -20,6 +20,7 @@ from pytest_sglang.rig.model import Workload
 from pytest_sglang.session import heat, underload
 from pytest_sglang.session import worked as hardware_side
 from pytest_sglang.session.counters import TokenCounter
+from pytest_sglang.session.serving import Serving
 from pytest_sglang.session.tokenizing import Tokenizer
 
 if TYPE_CHECKING:
@@ -180,4 +181,5 @@ def _record(deployment: Deployment, result: Throughput, limit: float | None, qua
     label = f"{'' if level is None else f'{level:g} W, '}{result.streams} stream{'s' if result.streams > 1 else ''}"
     target = row.target_tok_s if row is not None else None
     promise = {"limit_tok_s": limit, "target_tok_s": target, "quantity": quantity, "energy_by_gpu": by_gpu}
-    deployment.recorder.throughput(label, level, promise, result)
+    process = Serving.of(deployment.controller.state()).name
+    deployment.recorder.throughput(label, level, promise, result, process=process)

@@ -64,7 +64,9 @@ def stored(
         ends = (("launch", 16.0), ("weights", warm_s - 10 - capture_s), ("capture_decode", warm_s - 10), ("port_open", warm_s))
         begins = (0.0, *(end for _, end in ends))
         phases = [{"id": name, "begin_s": begin, "end_s": end} for (name, end), begin in zip(ends, begins, strict=False)]
-        starts = ({"label": "warm restart", "budget_s": 90.0, "startup": {"kind": "warm", "ready_s": warm_s, "phases": phases}},)
+        launched_at = 1_790_000_000.0 + rng.randrange(10**7)
+        startup = {"kind": "warm", "launched_at": launched_at, "pid": 4000, "ready_s": warm_s, "phases": phases}
+        starts = ({"label": "warm restart", "budget_s": 90.0, "startup": startup},)
     throughput = {"streams": 1, "rounds": measured}
     middle = sorted(rates)[len(rates) // 2]
     checks = (
@@ -115,6 +117,7 @@ def stored(
                 "power_w": power_w,
                 "quantity": "decode",
                 "limit_tok_s": 38.0,
+                "process": f"boot/4000/{name}",
                 "throughput": {**throughput, "decode_tok_s": middle},
                 "samples": samples.short(throughput),
             },

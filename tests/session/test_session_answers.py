@@ -14,7 +14,7 @@ from pytest_sglang.answers.prompts import FIXED
 from pytest_sglang.judge.verdict import combine
 from pytest_sglang.record import run as records
 from pytest_sglang.record.answers import Answers
-from pytest_sglang.record.run import Run
+from pytest_sglang.record.run import NotChecked, Run
 from pytest_sglang.rig.model import AnswersPromise, Expectation
 from pytest_sglang.server.http import Unreachable
 from pytest_sglang.session.answering import Answering
@@ -195,7 +195,7 @@ def test_runs_without_answers_are_not_judged_and_those_that_had_none_are_inconcl
     unasked = compared([run()], [asked()], judged=True)
     assert unasked is not None
     assert (unasked.outcome, unasked.verdict) == ("not recorded", None)
-    assert "no answers before: the rig file did not ask for them" in unasked.text
+    assert unasked.text == "no answers before: they were not asked"
     failed = compared([asked()], [run(Answers(after="as found", at="", why="HTTP 404"))], judged=True)
     assert failed is not None
     assert (failed.outcome, failed.verdict) == ("not recorded", "inconclusive")
@@ -229,3 +229,26 @@ def test_a_server_that_might_crash_is_not_asked(info: dict[str, Any], why: str) 
     verdict, text = told(answering(plane))
     assert (verdict, plane.asked) == ("inconclusive", 0)
     assert why in text
+    assert (found.outcome, found.verdict) == ("not recorded", "inconclusive")
+    assert found.text == "no answers after: they are of a form that this version does not know"
+
+
+REASONS: dict[str, tuple[dict[str, Any], str]] = {
+    "left out": ({"not_checked": (NotChecked("answers", "deselected"),)}, "the check was deselected"),
+    "no file of it": ({"not_checked": (NotChecked("answers", "not collected"),)}, "the check was not collected"),
+    "not allowed": (
+        {"not_checked": (NotChecked("answers", "level 1 puts no load on the rig"),)},
+        "not asked: level 1 puts no load",
+    ),
+    "not promised": ({"not_promised": ("answers",)}, "the rig file did not ask for them ([answers])"),
+    "nothing told": ({}, "they were not asked"),
+}
+
+
+@pytest.mark.parametrize("why", REASONS)
+def test_answers_that_are_gone_are_no_pass_and_say_why(why: str) -> None:
+    fields, told = REASONS[why]
+    found = compared([asked()], [msgspec.structs.replace(run(), **fields)], judged=True)
+    assert found is not None
+    assert (found.outcome, found.verdict) == ("not recorded", "inconclusive")
+    assert found.text.startswith(f"no answers after: {told}")

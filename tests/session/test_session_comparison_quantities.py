@@ -331,6 +331,58 @@ def test_promises_stay_floors(tmp_path: Path) -> None:
     assert (found.verdict, found.lost) == ("inconclusive", ("warm-restart: no log",))
 
 
+def left_out(check: str, reason: str | None = None) -> Edit:
+    """No such check any more, with this reason."""
+
+    def edit(told: dict[str, Any]) -> None:
+        told["checks"] = [each for each in told["checks"] if each["id"] != check]
+        level = " at 250 W" if check == "decode-throughput" else ""
+        told["not_checked"] += [] if reason is None else [{"id": f"{check}{level}", "reason": reason}]
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("check", "reason", "lost"),
+    [
+        ("warm-restart", None, "warm-restart: passed before, not made after"),
+        ("warm-restart", "deselected", "warm-restart: passed before, deselected after"),
+        ("decode-throughput", "deselected", "decode-throughput at 250 W: passed before, deselected after"),
+        ("decode-throughput", "not collected", "decode-throughput at 250 W: passed before, not collected after"),
+        ("gpu-identity", "deselected", "gpu-identity: passed before, deselected after"),
+        ("warm-restart", "restarts the server: not without --sglang-allow-restart", None),
+        ("mine", None, None),
+    ],
+)
+def test_a_check_that_is_gone_is_no_pass(tmp_path: Path, check: str, reason: str | None, lost: str | None) -> None:
+    before, after = boots(tmp_path, "old", 5), boots(tmp_path, "new", 3, month=11, engine="0.5.12")
+    for each in (*before, *after):
+        edited(
+            each,
+            lambda told: told["checks"].extend({"id": id_, "promise": "", "verdict": "pass"} for id_ in ("gpu-identity", "mine")),
+        )
+    assert compared(before, after).verdict == "pass"
+    edited(after[0], left_out(check, reason))
+    # the others made it
+    assert compared(before, after).verdict == "pass"
+    for each in after[1:]:
+        edited(each, left_out(check, reason))
+    found = compared(before, after)
+    assert found.lost == (() if lost is None else (lost,))
+    assert found.verdict == ("pass" if lost is None else "inconclusive")
+    for each in before:
+        edited(each, lambda told: [one.update(verdict="inconclusive") for one in told["checks"] if one["id"] == check])
+    assert compared(before, after).lost == ()
+
+
+def test_a_check_at_the_other_level_is_not_gone_where_the_level_is_compared(tmp_path: Path) -> None:
+    found = compared([stored(tmp_path, "a")], [stored(tmp_path, "b", power_w=390.0, tok_s=52.0)])
+    assert found.lost == ()
+    edited(tmp_path / "b", left_out("decode-throughput"))
+    edited(tmp_path / "b", lambda told: told["not_checked"].append({"id": "decode-throughput at 390 W", "reason": "deselected"}))
+    assert compared([tmp_path / "a"], [tmp_path / "b"]).lost == ("decode-throughput: passed before, deselected after",)
+
+
 def test_an_interrupted_run_is_named_and_teaches_nothing(tmp_path: Path) -> None:
     earlier = boots(tmp_path, "earlier", 4, month=9)
     for each in earlier:
@@ -511,6 +563,47 @@ def test_answers_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, outcome:
     saved(tmp_path / "reports")
     verdicts = {each.verdict for each in against(tmp_path / "reports", engine="0.5.12")}
     assert verdicts == ({"pass"} if own in (None, "pass") else {"pass", own})
+
+
+SPECULATIVE = {"speculative_algorithm": "EAGLE"}
+WANTED: dict[str, tuple[dict[str, Any], dict[str, Any], bool]] = {
+    "other weights": ({}, {"revision": "v2"}, True),
+    "weights exchanged": ({"weight_version": "default"}, {"weight_version": "step-900"}, True),
+    "adapters": ({}, {"lora_paths": ["sql=/models/sql"]}, True),
+    "overridden configuration": ({"json_model_override_args": "{}"}, {"json_model_override_args": '{"rope_theta": 1e6}'}, True),
+    "another loader": ({"load_format": "auto"}, {"load_format": "bitsandbytes"}, True),
+    "another tokenizer": ({"tokenizer_path": "/models/m"}, {"tokenizer_path": "/models/t"}, True),
+    "drafts": ({}, {**SPECULATIVE, "speculative_draft_model_path": "/models/d"}, True),
+    "another draft model": (
+        {**SPECULATIVE, "speculative_draft_model_path": "/models/d"}, {**SPECULATIVE, "speculative_draft_model_path": "/models/e"}, True,
+    ),
+    "a draft argument of no drafts": ({"speculative_num_steps": 3}, {"speculative_num_steps": 5}, False),
+    "an argument given as it was": ({}, {"json_model_override_args": "{}", "enable_lora": False}, False),
+    "another attention": ({"attention_backend": "triton"}, {"attention_backend": "fa3"}, False),
+    "a batch size": ({}, {"cuda_graph_max_bs": 16}, False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("engine", ["0.5.11", "0.5.12"])
+@pytest.mark.parametrize("name", WANTED)
+def test_answers_are_not_judged_where_others_were_wanted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, engine: str
+) -> None:
+    asked: list[bool] = []
+    monkeypatch.setattr(compared_answers, "compared", lambda *runs, judged: asked.append(judged))
+    old, new, wanted = WANTED[name]
+    compared([stored(tmp_path, "a", arguments=old)], [stored(tmp_path, "b", arguments=new, engine=engine)])
+    assert asked == [not wanted]
+
+
+def test_what_a_new_version_brings_along_is_no_wish_for_other_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+    monkeypatch.setattr(compared_answers, "compared", lambda *runs, judged: asked.append(judged))
+    new = {"weight_version": "default", "tokenizer_backend": "huggingface", "speculative_accept_threshold_single": 1.0}
+    compared(
+        [stored(tmp_path, "a", arguments={"torchao_config": "int4wo"})], [stored(tmp_path, "b", arguments=new, engine="0.5.12")]
+    )
+    assert asked == [True]
 
 
 def test_answers_alone_are_no_comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
