@@ -300,14 +300,15 @@ def test_nobody_measures_while_the_guard_undoes(
     monkeypatch.setattr(guard, "RETRY_AFTER_S", (0.5,) * 60)
     broken = tmp_path / "broken"
     broken.touch()
-    dial = leave(state, tmp_path / "dial", broken)
+    dial, path = leave(state, tmp_path / "dial", broken), str(everybody.shared_path(shared, NAME))
     work = threading.Thread(target=guard.undo_all, args=(state, "dead-run"), daemon=True)
     work.start()
     until((state / "guard.log").exists)
-    with Someone(lambda: everybody.take(everybody.shared_path(shared, NAME))) as other:
-        assert other.said == SharedHolder(os.getpid())
+    code = f"from pathlib import Path; from pytest_sglang.session import everybody; print(everybody.take(Path({path!r})))"
+    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False)
     broken.unlink()
     work.join(20)
+    assert other.stdout.strip() == str(SharedHolder(os.getpid())), other.stderr
     assert read_dial(dial) == 350
     assert everybody.shared_holder(NAME) is None
     RigLocks(tmp_path / "other", [NAME], shared).acquire(Owner.me("next")).release()
