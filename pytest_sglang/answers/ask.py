@@ -70,7 +70,10 @@ def _one(send: Send, prompt: Prompt, reference: Answer | None) -> Answer:
         and reference.prompt_ids == scored.prompt_ids
         and not other_model(reference.prompt_logprobs, scored.prompt_logprobs)
     )
-    continued = _behind(send, reference, read.chosen) if reference is not None and alike and read.matched is None else []
+    matched = read.matched or scored.matched
+    continued: list[Continued] = []
+    if reference is not None and alike and matched is None:
+        continued, matched = _behind(send, reference, read.chosen)
     return Answer(
         prompt=prompt.name,
         prompt_ids=scored.prompt_ids,
@@ -80,13 +83,13 @@ def _one(send: Send, prompt: Prompt, reference: Answer | None) -> Answer:
         words=read.chosen.words,
         logprobs=read.chosen.logprobs,
         runner_up=read.chosen.runner_up,
-        matched=read.matched,
+        matched=matched,
         continued=tuple(continued),
     )
 
 
-def _behind(send: Send, reference: Answer, chosen: _Chosen) -> list[Continued]:
-    """Answers behind each near tie at which the server parted from the reference, with the reference's token there."""
+def _behind(send: Send, reference: Answer, chosen: _Chosen) -> tuple[list[Continued], str | None]:
+    """Answers behind each near tie at which the server parted from the reference, with the reference's token there; what ended one early."""
     found: list[Continued] = []
     start, wanted = 0, reference.token_ids
     part = Continued(behind=(), token_ids=chosen.ids, words=chosen.words, logprobs=chosen.logprobs, runner_up=chosen.runner_up)
@@ -108,7 +111,9 @@ def _behind(send: Send, reference: Answer, chosen: _Chosen) -> list[Continued]:
             runner_up=chosen.runner_up,
         )
         found.append(part)
-    return found
+        if read.matched is not None:
+            return found, read.matched
+    return found, None
 
 
 def _generate(send: Send, prompt: dict[str, Any], tokens: int, *, scored: bool = False) -> _Read:
@@ -165,6 +170,11 @@ def read(text: str, tokens: int, *, scored: bool = False) -> _Read:
     except (ValueError, KeyError, IndexError, TypeError, AttributeError):
         raise NoAnswer(f"not an answer of /generate: {text[:_SHOWN]!r}") from None
     kind = finish.get("type") if isinstance(finish, dict) else finish
+    told = meta.get("completion_tokens")
+    if found.matched is None and told == tokens and len(chosen.ids) < tokens:
+        raise NoAnswer(
+            f"the server tells log-probabilities of {len(chosen.ids)} of {tokens} tokens only (speculative decoding does that)"
+        )
     if found.matched is None and (kind != "length" or len(chosen.ids) != tokens or len(chosen.runner_up) != tokens):
         raise NoAnswer(f"asked for exactly {tokens} tokens, got {len(chosen.ids)} with finish reason {kind}")
     return found

@@ -8,7 +8,7 @@ from itertools import pairwise
 from pytest_sglang.judge import answers as judge
 from pytest_sglang.judge.answers import Compared
 from pytest_sglang.judge.verdict import Judgement, inconclusive
-from pytest_sglang.record.answers import Answers
+from pytest_sglang.record.answers import EXPECTED, Answers
 from pytest_sglang.record.run import Limit, Measurement
 from pytest_sglang.rig.model import AnswersPromise
 
@@ -28,9 +28,12 @@ def judged(series: Sequence[Answers], promise: AnswersPromise) -> list[Judgement
 def sound(series: Sequence[Answers], promise: AnswersPromise) -> Judgement:
     """No answer with a number that is none or a choice that was not greedy; text, where that is promised or was there before."""
     bad = [f"{_when(each)}: {problem}" for each in series for problem in judge.broken(each)]
+    if not any(each.answers for each in series):
+        return inconclusive(f"whether answers are garbled is not known: {series[0].why or 'there is none'}", "no answers")
+    first = reference_of(series) or series[0]
     for each in series:
         half = len(each.answers) / 2
-        new = judge.newly_no_text(series[0], each)
+        new = judge.newly_no_text(first, each)
         if len(new) > half:
             bad.append(
                 f"{_when(each)}: {len(new)} of {len(each.answers)} answers, text before, are a few tokens over and over or no text"
@@ -52,13 +55,15 @@ def sound(series: Sequence[Answers], promise: AnswersPromise) -> Judgement:
 
 
 def same(series: Sequence[Answers]) -> Judgement:
-    """Every later asking beside the first one."""
-    first = series[0]
-    if first.why:
-        return inconclusive(f"no answers to compare with ({_when(first)}): {first.why}", "no answers")
-    if len(series) < 2:
-        return inconclusive("asked once only: nothing to compare with", "asked once only")
-    beside = [(each, judge.compare(first, each)) for each in series[1:]]
+    """Every later asking beside the first one that was answered whole."""
+    first = reference_of(series)
+    if first is None:
+        return inconclusive(f"no answers to compare with ({_when(series[0])}): {series[0].why}", "no answers")
+    later = series[series.index(first) + 1 :]
+    if not later:
+        lost = f" ({_when(series[0])}: {series[0].why})" if first is not series[0] else ""
+        return inconclusive(f"asked once only: nothing to compare with{lost}", "asked once only")
+    beside = [(each, judge.compare(first, each)) for each in later]
     measured = _measured([found for _, found in beside])
     changed = [(each, found) for each, found in beside if found.changed]
     if changed:
@@ -78,7 +83,19 @@ def same(series: Sequence[Answers]) -> Judgement:
         if why:
             told = inconclusive(f"{_when(each)}: {why}", "no answers" if each.why else "too little to compare")
             return Judgement(**{name: getattr(told, name) for name in told.__struct_fields__} | {"measured": measured})
-    return Judgement(verdict="pass", message=_alike(beside), quantity="clear_divergences", measured=measured, limit=_NONE)
+    lost = f"; not answered {_when(series[0])}: {series[0].why}" if first is not series[0] else ""
+    if lost and len({each.after for each in series if not each.why and each.after != AGAIN}) < 2:
+        # asked twice in one start, and never before it: nothing is told of what the start changed
+        told = inconclusive(f"the answers before the start are not known ({_when(series[0])}: {series[0].why})", "no answers")
+        return Judgement(**{name: getattr(told, name) for name in told.__struct_fields__} | {"measured": measured})
+    return Judgement(
+        verdict="pass", message=f"{_alike(beside)}{lost}", quantity="clear_divergences", measured=measured, limit=_NONE
+    )
+
+
+def reference_of(series: Sequence[Answers]) -> Answers | None:
+    """The first asking that was answered whole."""
+    return next((each for each in series if not each.why), None)
 
 
 def _alike(beside: Sequence[tuple[Answers, Compared]]) -> str:
@@ -109,7 +126,7 @@ def expected(series: Sequence[Answers], prompt: str, contains: str) -> Judgement
     """The answer to ``prompt`` has ``contains`` in it, upper or lower case, in every asking."""
     missing = None
     for each in series:
-        answer = each.of(prompt)
+        answer = each.of(f"{EXPECTED}{prompt}")
         if answer is None:
             missing = missing or f"{_when(each)}: {each.why or 'it was not asked'}"
         elif contains.casefold() not in answer.text.casefold():
@@ -128,8 +145,10 @@ def expected(series: Sequence[Answers], prompt: str, contains: str) -> Judgement
 
 def cause(series: Sequence[Answers]) -> str | None:
     """What differs between the askings whose answers differ, and so where to look."""
-    if not series or series[0].why:
+    first = reference_of(series)
+    if first is None:
         return None
+    series = series[series.index(first) :]
     if any(each.after == AGAIN and judge.compare(before, each).changed for before, each in pairwise(series)):
         return (
             "one and the same start answers differently when it is asked twice, so it is not the compile caches: wrong sums between "

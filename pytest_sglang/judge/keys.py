@@ -8,6 +8,8 @@ from typing import Any, Literal
 from pytest_sglang.judge.gain import BELONGS
 from pytest_sglang.record.values import Value
 
+TWICE = {"torch_compile": "argument enable_torch_compile", "model": "argument model_path"}
+"""Names of a key that are read from an argument: one change, not two, where both changed alike."""
 Kind = Literal["condition", "change"]
 CONDITIONS = ("rig", "model", "client", "simulated")
 """Names of a key that must be equal in whatever is compared, beside all of the workload and the cards' names."""
@@ -27,11 +29,9 @@ class Difference(Value, frozen=True):
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[Difference, ...]:
     """Every name in which two keys (``gain.key_of``) differ, conditions first."""
-    found = [
-        Difference(name, before.get(name), after.get(name), _kind(name))
-        for name in sorted({*before, *after})
-        if before.get(name) != after.get(name)
-    ]
+    pairs = {name: (before.get(name), after.get(name)) for name in sorted({*before, *after})}
+    told = {argument for name, argument in TWICE.items() if name in pairs and pairs[name] == pairs.get(argument)}
+    found = [Difference(name, old, new, _kind(name)) for name, (old, new) in pairs.items() if old != new and name not in told]
     return tuple(sorted(found, key=lambda each: each.kind == "change"))
 
 

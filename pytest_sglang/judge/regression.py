@@ -52,7 +52,10 @@ class Change(Value, frozen=True, kw_only=True):
     noise_sd: float | None = None
     """Standard deviation of ln(value) between rounds of one boot."""
     more_rounds: int | None = None
+    """Rounds of a boot on either side with which it would be decided."""
     more_boots: int | None = None
+    drifts: bool = False
+    """Undecided because the rounds of a boot drift, whatever the interval."""
     p_value: float | None = None
     """Of a difference so bad or worse where there is no loss."""
     alarm: float = 1 - CONFIDENCE
@@ -62,6 +65,19 @@ class Change(Value, frozen=True, kw_only=True):
     def verdict(self) -> Literal["pass", "fail", "inconclusive"]:
         """worse fails, undecided is inconclusive."""
         return {"better": "pass", "same": "pass", "worse": "fail", "undecided": "inconclusive"}[self.outcome]  # type: ignore[return-value]
+
+    @property
+    def asks(self) -> Literal["", "more", "boots", "settle", "hopeless"]:
+        """What would decide it: more rounds or boots, a few boots that tell how far boots differ, a longer soak; ``""``: none of these."""
+        if self.outcome != "undecided":
+            return ""
+        if self.drifts:
+            return "settle"
+        if self.low is None:
+            return "" if self.more_rounds is None else "more"
+        if self.spread.degrees is None and (self.more_boots is None or self.more_boots > FIRST_BOOTS):
+            return "boots"
+        return "hopeless" if self.more_boots is None else "more"
 
 
 def undecided(why: str, *, change: float | None = None, spread: Spread | None = None, more_rounds: int | None = None) -> Change:
@@ -128,7 +144,7 @@ def compare(
     )
     drifts = _drifts(before, after, max_loss)
     if drifts is not None:
-        return msgspec.structs.replace(found, outcome="undecided", why=drifts)
+        return msgspec.structs.replace(found, outcome="undecided", why=drifts, drifts=True)
     if outcome != "undecided":
         return found
     loss = max_loss if higher_is_better else -math.expm1(-math.log1p(max_loss))
@@ -147,7 +163,7 @@ def _planned(found: Change, old: Side, new: Side, loss: float, rounds_each: int)
     """An undecided one with the rounds and boots that it would take."""
     rounds, boots = ask(found.noise_sd or 0.0, found.spread, loss, max(found.confidence, 1 - found.alarm), old, new)
     why = f"{found.why}: {_asked(rounds, boots, found.spread, rounds_each)}"
-    return msgspec.structs.replace(found, why=why, more_rounds=rounds, more_boots=boots)
+    return msgspec.structs.replace(found, why=why, more_rounds=None if rounds is None else rounds * rounds_each, more_boots=boots)
 
 
 def _share(difference: float, higher_is_better: bool) -> float:
@@ -156,8 +172,8 @@ def _share(difference: float, higher_is_better: bool) -> float:
 
 
 def pct(share: float, digits: int = 1) -> str:
-    """0.0312 -> "3.1 %"."""
-    return f"{share * 100:.{digits}f} %"
+    """0.0312 -> "3.1 %"; from 100 % on without decimals."""
+    return f"{share * 100:.{digits if abs(share) < 1 else 0}f} %"
 
 
 def _outcome(change: float, low: float, high: float, max_loss: float, min_loss: float, *, alarmed: bool) -> tuple[Outcome, str]:
@@ -167,13 +183,13 @@ def _outcome(change: float, low: float, high: float, max_loss: float, min_loss: 
     if low > 0:
         return "better", f"better by {pct(change)}, at least {pct(low)}"
     if low > -max_loss:
-        told = f"a loss of {_whole(max_loss)} is excluded"
+        told = f"worse by {_whole(max_loss)} is excluded"
         if loses:
-            return "same", f"{told}; one of {pct(-change)} is likely"
+            return "same", f"{told}; worse by {pct(-change)} is likely"
         return "same", f"{told}; worse by {pct(-change)} for certain, which is below {_whole(min_loss)}" if high < 0 else told
     if loses:
-        return "undecided", f"a loss of {pct(-change)} is likely, and too few boots make it certain"
-    return "undecided", f"a loss of up to {pct(-low)} cannot be excluded"
+        return "undecided", f"worse by {pct(-change)} is likely, but too few boots to be certain"
+    return "undecided", f"worse by up to {pct(-low)} cannot be excluded"
 
 
 def _whole(share: float) -> str:
@@ -184,12 +200,16 @@ def _whole(share: float) -> str:
 def _drifts(before: Boots, after: Boots, max_loss: float) -> str | None:
     """A boot whose rounds move by more than ``max_loss`` in one direction: their mean is no level of anything."""
     series = [
-        (name, boot) for name, boots in (("before", before), ("after", after)) for boot in boots if len(boot) >= stats.DRIFT_FROM
+        (f"{'the boot' if len(boots) == 1 else 'one of the boots'} {name}", boot)
+        for name, boots in (("before", before), ("after", after))
+        for boot in boots
+        if len(boot) >= stats.DRIFT_FROM
     ]
     for name, boot in series:
         found = stats.drift(boot, share=max_loss, p_value=DRIFT_P_VALUE / len(series))
         if found.significant:
-            return f"its rounds drift by {found.share * 100:+.1f} % within a boot {name}: let it settle (soak_s) and measure again"
+            moved = f"its rounds drift by {found.share * 100:+.1f} % within {name}"
+            return f"{moved}: let it settle (soak in the rig file) and measure again"
     return None
 
 

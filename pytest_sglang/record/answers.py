@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pytest_sglang.record.values import Value
 
+EXPECTED = "expect: "
+"""Before the text of a prompt that the rig file gives, in its name: a fixed prompt's name may be somebody's prompt."""
+
 
 class Continued(Value, frozen=True, kw_only=True):
     """What the server chose behind the tokens ``behind`` of a reference answer, after its own answer had parted from it."""
@@ -19,7 +22,7 @@ class Answer(Value, frozen=True, kw_only=True):
     """One prompt's answer. ``logprobs`` of each chosen token, ``runner_up`` of the best other one; None: not a number, or not told."""
 
     prompt: str
-    """Name of the prompt, or its text where the rig file gives it."""
+    """Name of the prompt; ``EXPECTED`` and its text where the rig file gives it."""
     prompt_ids: tuple[int, ...]
     prompt_logprobs: tuple[float | None, ...]
     """Of each of the prompt's tokens but the first: a text that is the same in every run, whatever is answered."""

@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Sequence
 from typing import Any
 
 from pytest_sglang.judge import keys
 from pytest_sglang.judge.keys import Difference
-from pytest_sglang.judge.regression import Change
+from pytest_sglang.judge.regression import FIRST_BOOTS, Change
 from pytest_sglang.record import units
-from pytest_sglang.report import summary, view
+from pytest_sglang.report import change_chart, summary, view
 from pytest_sglang.report.svg import Panel
 from pytest_sglang.report.terminal import Line
 from pytest_sglang.session.compared_answers import AnswersComparison
 from pytest_sglang.session.comparison import Comparison, Quantity
 
-WORDS = {"better": "better", "worse": "WORSE", "same": "no loss", "undecided": "UNDECIDED"}
+WORDS = {"better": "better", "worse": "WORSE", "same": "not worse", "undecided": "UNDECIDED"}
 _MARKUP: dict[str, dict[str, Any]] = {
     "worse": {"red": True, "bold": True},
     "undecided": {"yellow": True, "bold": True},
     "better": {"green": True},
     "same": {"green": True},
 }
+FEWEST = 4
+"""Starts on either side with which the interval of a phase is shown."""
+VALUES = "Values are geometric means over rounds and boots."
 _HEAD = ("quantity", "before", "after", "change", "verdict")
 
 
@@ -30,29 +34,32 @@ def change_text(quantity: Quantity) -> str:
     """The change of the number itself, with its sign: "-4.1 %" of a time is a shorter one."""
     if not quantity.before or quantity.after is None:
         return ""
-    share = (quantity.after / quantity.before - 1) * 100
-    if quantity.change is not None and quantity.change.change is not None:
-        # of the means over boots, as its interval, not of the medians that are shown
-        share = quantity.change.change * (100 if quantity.higher_is_better else -100)
-    return f"{share:+.{1 if abs(share) < 10 else 0}f} %".replace("-0.0 %", "0.0 %").replace("+0.0 %", "0.0 %")
+    return _signed(quantity.after / quantity.before - 1)
+
+
+def _signed(share: float) -> str:
+    """ "+4.1 %"; no decimals from 100 % on, as ``regression.pct``."""
+    text = f"{share * 100:+.{1 if abs(share) < 1 else 0}f} %"
+    return "0.0 %" if text in ("-0.0 %", "+0.0 %") else text
+
+
+def interval(quantity: Quantity) -> tuple[float, float] | None:
+    """Both ends as shares of the number itself. None where there is none, or where so few starts tell a part of them that it is noise."""
+    change = quantity.change
+    if change is None or change.low is None or change.high is None or (not quantity.judged and min(quantity.boots) < FEWEST):
+        return None
+    return (change.low, change.high) if quantity.higher_is_better else (-change.high, -change.low)
 
 
 def interval_text(quantity: Quantity) -> str:
     """ "-5.9 % to -4.0 %" of the number itself, as ``change_text``; empty where there is none."""
-    change = quantity.change
-    if change is None or change.low is None or change.high is None:
-        return ""
-    ends = (change.low, change.high) if quantity.higher_is_better else (-change.high, -change.low)
-    low, high = (f"{value * 100:+.1f} %".replace("-0.0", "0.0").replace("+0.0", "0.0") for value in ends)
-    return f"{low} to {high}"
+    ends = interval(quantity)
+    return "" if ends is None else f"{_signed(ends[0])} to {_signed(ends[1])}"
 
 
 def outcome(quantity: Quantity) -> str:
-    """Word of the verdict; in small letters where it does not count, "shown" where there is none."""
-    if quantity.change is None:
-        return "shown"
-    word = WORDS[quantity.change.outcome]
-    return word if quantity.judged else word.lower()
+    """Word of the verdict; "shown" where nothing is judged."""
+    return WORDS[quantity.change.outcome] if quantity.judged and quantity.change is not None else "shown"
 
 
 def value_text(value: float | None, unit: str) -> str:
@@ -74,7 +81,7 @@ def ordered(found: Comparison) -> list[Quantity]:
 
 
 def headline(found: Comparison) -> str:
-    """``FAIL: worse: decode at 250 W``, ``PASS``, ``INCONCLUSIVE: ...``; SIMULATED at its end."""
+    """``FAIL: worse: decode at 250 W``, ``PASS``, ``INCONCLUSIVE: decode at 250 W``; SIMULATED at its end."""
     suffix = f" ({view.SIMULATED})" if found.simulated else ""
     if found.refused:
         return f"INCONCLUSIVE: not comparable{suffix}"
@@ -82,7 +89,7 @@ def headline(found: Comparison) -> str:
         return f"PASS{suffix}"
     kind = "worse" if found.verdict == "fail" else "undecided"
     names = [each.name for each in found.quantities if each.judged and each.change and each.change.outcome == kind]
-    told = [f"{kind}: {_first(names)}"] if names else []
+    told = [f"{'worse: ' if kind == 'worse' else ''}{_first(names)}"] if names else []
     if found.answers is not None and found.answers.verdict == found.verdict:
         told.append("answers changed" if found.verdict == "fail" else f"answers: {found.answers.outcome}")
     if found.broken:
@@ -93,7 +100,42 @@ def headline(found: Comparison) -> str:
 
 
 def _first(names: Sequence[str], most: int = 4) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+    """The first of at least one; a fifth is named rather than counted."""
+    told = list(names) if len(names) <= most + 1 else [*names[:most], f"{len(names) - most} more"]
+    return " and ".join(filter(None, (", ".join(told[:-1]), told[-1])))
+
+
+def advice(found: Comparison) -> str:
+    """What would decide what is undecided, all of it in one line; empty where nothing is."""
+    left = [
+        (each.name, each.change)
+        for each in found.quantities
+        if each.judged and each.change and each.change.verdict == "inconclusive"
+    ]
+    every = [each.name for each in found.quantities if each.judged]
+    asked: dict[str, list[tuple[str, Change]]] = {}
+    for name, change in left:
+        asked.setdefault(change.asks, []).append((_short(name, every), change))
+    names = {kind: _first([name for name, _ in each]) for kind, each in asked.items()}
+    told = []
+    if "more" in asked:
+        boots = max(change.more_boots or 1 for _, change in asked["more"])
+        rounds = max(change.more_rounds or 1 for _, change in asked["more"])
+        what = f"{rounds} rounds" if boots == 1 else f"{boots} boots" + (f" of {rounds} rounds" if rounds > 1 else "")
+        told.append(f"{what} on either side would decide {names['more']}")
+    if "boots" in asked:
+        told.append(f"{FIRST_BOOTS} boots on either side would tell how far boots differ, which {names['boots']} waits for")
+    if "settle" in asked:
+        told.append(f"let {names['settle']} settle (soak in the rig file)")
+    if "hopeless" in asked:
+        told.append(f"no sensible number of boots would decide {names['hopeless']}")
+    return "; ".join(told)
+
+
+def _short(name: str, every: Sequence[str]) -> str:
+    """Without the power level where all have the same."""
+    levels = {level for each in every for level in re.findall(r" at \S+ W", each)}
+    return (name.replace(levels.pop(), "") if len(levels) == 1 else name).removesuffix(", ready")
 
 
 def terminal(found: Comparison, width: int = 80) -> list[Line]:
@@ -119,9 +161,11 @@ def terminal(found: Comparison, width: int = 80) -> list[Line]:
 
 
 def last(found: Comparison, width: int = 80) -> list[Line]:
-    """The headline, wrapped."""
-    colour = {"pass": "green", "fail": "red", "inconclusive": "yellow"}[found.verdict]
-    return [(text, {"bold": True, colour: True}) for text in _wrap(headline(found), max(min(width, 110), 40))]
+    """The headline, and what would decide the rest, wrapped."""
+    colour, width = {"pass": "green", "fail": "red", "inconclusive": "yellow"}[found.verdict], max(min(width, 110), 40)
+    lines: list[Line] = [(text, {"bold": True, colour: True}) for text in _wrap(headline(found), width)]
+    rest = advice(found)
+    return [*lines, *((text, {}) for text in (_wrap(rest, width) if rest else ()))]
 
 
 def _few(lines: Sequence[str], most: int = 14) -> list[str]:
@@ -179,7 +223,14 @@ def _table(found: Comparison, width: int) -> list[Line]:
         of_answers += [(text, {}) for text in _wrap(found.answers.text, width, "    ", "    ")]
     failing = found.answers is not None and found.answers.verdict == "fail"
     head: list[Line] = [(_row(_HEAD, widths)[0], {"bold": True})]
-    return [*head, *(of_answers if failing else ()), *told, *(() if failing else of_answers), *_shown_lines(every, widths, width)]
+    every_line = [
+        *head,
+        *(of_answers if failing else ()),
+        *told,
+        *(() if failing else of_answers),
+        *_shown_lines(every, widths, width),
+    ]
+    return [*every_line, ("", {}), (VALUES, {})]
 
 
 def _shown_lines(every: Sequence[Quantity], widths: Sequence[int], width: int) -> list[Line]:
@@ -223,6 +274,8 @@ def _context(number: int, found: Comparison) -> dict[str, Any]:
     return {
         "found": found,
         "headline": headline(found),
+        "advice": advice(found),
+        "means": VALUES,
         "verdict": found.verdict,
         "rows": _rows(found),
         "shown": _shown(found),
@@ -259,7 +312,7 @@ def _page_row(each: Quantity) -> dict[str, str]:
         "interval": interval_text(each),
         "word": outcome(each),
         "standing": standing,
-        "why": "; ".join(filter(None, (why, each.note if judged else ""))),
+        "why": "; ".join(filter(None, (why, each.note if judged else ""))).replace(" -", " −"),
         "counts": _counts(each),
     }
 
@@ -295,40 +348,18 @@ def _s(count: int) -> str:
 
 
 def _panel(identity: str, found: Comparison) -> Panel | None:
-    """Changes with their intervals on one axis, positive is better; None where nothing has an interval."""
-    told = [
-        (each, each.change) for each in ordered(found) if each.judged and each.change is not None and each.change.low is not None
-    ]
-    if not told:
+    """Changes with their intervals; None where nothing has an interval."""
+    bars = [bar for each in ordered(found) if each.judged and (bar := _bar(each)) is not None]
+    return change_chart.panel(identity, bars) if bars else None
+
+
+def _bar(each: Quantity) -> change_chart.Bar | None:
+    change, ends = each.change, interval(each)
+    if change is None or change.change is None or ends is None:
         return None
-    from pytest_sglang.report import svg
-
-    try:
-        return _draw(identity, told)
-    except svg.DrawingError as error:
-        return Panel(heading="Change", missing=f"Not drawn: {error}")
-
-
-def _draw(identity: str, told: list[tuple[Quantity, Change]]) -> Panel:
-    from pytest_sglang.report import svg
-
-    height = 46.0 + 34.0 * len(told)
-    colours = {"worse": svg.FAIL, "undecided": svg.WARN, "better": svg.STRONG, "same": svg.STRONG}
-    note = "; ".join(f"{each.name}: {change.why}" for each, change in told)
-    with svg.canvas(420.0, height) as drawing:
-        drawing.margins(14, 14, 10, 36)
-        axes = drawing.axes
-        for place, (each, change) in enumerate(told):
-            low, high, middle = (100 * (value or 0.0) for value in (change.low, change.high, change.change))
-            axes.plot([low, high], [place, place], color=colours[change.outcome], linewidth=3, solid_capstyle="butt")
-            axes.plot([middle], [place], marker="o", markersize=6, color=colours[change.outcome], linestyle="none")
-            axes.text(0.0, place - 0.3, each.name, transform=axes.get_yaxis_transform(), ha="left", va="center", color=svg.INK)
-        axes.axvline(0, color=svg.MUTED, linewidth=1)
-        axes.set_ylim(len(told) - 0.5, -0.7)
-        axes.set_yticks([])
-        axes.set_xlabel("change in %, right is better; bars: each end holds with 99 %", labelpad=2)
-        axes.spines["left"].set_visible(False)
-        axes.grid(axis="x", color=svg.RULE, linewidth=0.7)
-        axes.set_axisbelow(True)
-        picture = drawing.svg(identity=identity, title="Change by quantity", description=note)
-    return Panel(heading="Change by quantity", svg=picture)
+    told = change_text(each)
+    text = told if told == "0.0 %" else f"{told.replace('-', '−')} is {'better' if change.change > 0 else 'worse'}"
+    share = change.change if each.higher_is_better else -change.change
+    return change_chart.Bar(
+        name=each.name, text=text, change=share, low=ends[0], high=ends[1], outcome=change.outcome, why=change.why
+    )

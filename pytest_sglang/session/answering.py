@@ -10,7 +10,7 @@ from pytest_sglang.judge import answering as judge
 from pytest_sglang.judge import answers as judge_answers
 from pytest_sglang.judge.verdict import Judgement
 from pytest_sglang.record import run as records
-from pytest_sglang.record.answers import Answers
+from pytest_sglang.record.answers import EXPECTED, Answer, Answers
 from pytest_sglang.rig.model import AnswersPromise
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class Answering:
 
     def before_stop(self) -> None:
         """The reference, from the server as it was found."""
-        if self.wanted and not self.series:
+        if self.wanted and judge.reference_of(self.series) is None:
             self.ask()
 
     def started(self, label: str) -> None:
@@ -53,16 +53,19 @@ class Answering:
     def ask(self) -> Answers:
         """Ask every prompt now. What could not be had is told in ``why``; nothing is raised."""
         deployment = self._deployment
-        reference = self.series[0] if self.series and not self.series[0].why else None
-        prompts = (*FIXED, *(Prompt(each.prompt, each.prompt) for each in self._promise.expect))
+        reference = judge.reference_of(self.series)
+        prompts = (*FIXED, *(Prompt(f"{EXPECTED}{each.prompt}", each.prompt) for each in self._promise.expect))
         at = records.utc(deployment.clock.time())
+        why = self._unsafe()
+        answers: tuple[Answer, ...] = ()
         try:
-            answers, why = observer.ask(
-                self._send,
-                prompts,
-                reference,
-                told=lambda number: deployment.progress(f"answers: prompt {number + 1} of {len(prompts)}"),
-            )
+            if not why:
+                answers, why = observer.ask(
+                    self._send,
+                    prompts,
+                    reference,
+                    told=lambda number: deployment.progress(f"answers: prompt {number + 1} of {len(prompts)}"),
+                )
         finally:
             deployment.progress(None)
         found = Answers(after=judge.AGAIN if self._asked else self._start, at=at, power_w=self._power_w(), answers=answers, why=why)
@@ -73,16 +76,37 @@ class Answering:
 
     def judge(self) -> list[Judgement]:
         """All that was asked; asked again where nothing else is there to compare with, or to tell why answers differ."""
-        if len(self.series) < 2 or self._differ():
+        if self._too_few() or self._differ():
             if not self._asked:
                 self.ask()
-            if not self.series[-1].why and self.series[-1].after != judge.AGAIN and (len(self.series) < 2 or self._differ()):
+            if not self.series[-1].why and self.series[-1].after != judge.AGAIN and (self._too_few() or self._differ()):
                 self.ask()
         return judge.judged(self.series, self._promise)
 
     def _differ(self) -> bool:
-        reference = self.series[0]
-        return not reference.why and any(judge_answers.compare(reference, each).changed for each in self.series[1:])
+        reference = judge.reference_of(self.series)
+        return reference is not None and any(judge_answers.compare(reference, each).changed for each in self.series if not each.why)
+
+    def _too_few(self) -> bool:
+        """Fewer than two askings that were answered: nothing to compare."""
+        return sum(not each.why for each in self.series) < 2
+
+    def _unsafe(self) -> str:
+        """Why the server must not be asked for log-probabilities.
+
+        With speculative decoding several versions of SGLang crash in a prefill that scores the prompt (sgl-project/sglang issues 17349,
+        19761, 20555, 21827) or tell the first token's log-probability only (pull request 14046).
+        """
+        info = self._deployment.server.info
+        if not info:
+            return "not asked: /server_info cannot be read, so whether the server decodes speculatively is not known"
+        algorithm = info.get("speculative_algorithm")
+        if not algorithm:
+            return ""
+        return (
+            f"not asked: the server decodes speculatively ({algorithm}), and SGLang may crash where log-probabilities are asked for then; "
+            "take [answers] out of the rig file"
+        )
 
     def _send(self, body: dict[str, Any]) -> tuple[int, str]:
         from pytest_sglang.server import redact

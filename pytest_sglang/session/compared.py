@@ -25,7 +25,7 @@ Told = tuple[str, str, list[float]]
 
 
 class Quantity(Value, frozen=True, kw_only=True):
-    """One measured quantity before and after. ``before`` and ``after`` are medians in ``unit``; ``change`` positive is better."""
+    """One measured quantity before and after. ``before`` and ``after`` are in ``unit``, as ``level``; ``change`` positive is better."""
 
     name: str
     unit: str
@@ -96,20 +96,26 @@ def _quantity(each: Pending, alarm: float | None) -> Quantity:
         change = regression.undecided(each.trouble, spread=each.spread)
     elif each.judged:
         change = _changed(each, alarm)
-    middles = middle(before), middle(after)
+    levels = level(before), level(after)
     return Quantity(
         name=each.name,
         unit=each.margin.unit,
-        before=middles[0],
-        after=middles[1],
+        before=levels[0],
+        after=levels[1],
         higher_is_better=each.margin.up,
         judged=each.counts and change is not None,
         change=change,
         boots=(len(before), len(after)),
         rounds=(sum(map(len, before)) * each.rounds_each, sum(map(len, after)) * each.rounds_each),
         note=each.note,
-        max_loss=each.margin.losses(middles[0] or 0.0)[0],
+        max_loss=each.margin.losses(middle(before) or 0.0)[0],
     )
+
+
+def level(side: Side) -> float | None:
+    """Geometric mean over boots of the geometric means over their rounds: what a change is the change of. None without a value."""
+    found = boots.side(side)
+    return None if found is None else math.exp(found.mean)
 
 
 def middle(side: Side) -> float | None:

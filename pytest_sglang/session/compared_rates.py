@@ -197,7 +197,7 @@ def _unfair(side: list[Samples], when: str) -> str:
     unfair = next((each for each in side if each.unfair), None)
     if unfair is not None:
         return f"{when}, {unfair.why}"
-    return "" if side else f"not told {when}"
+    return "" if side else f"no value {when}"
 
 
 def _lagging(side: list[Samples], margin: Margin, when: str) -> str:

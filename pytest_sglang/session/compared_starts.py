@@ -69,7 +69,7 @@ def _phase(
     told = [(key, name, [length]) for key, name, start in earlier if (length := _length(start, phase)) is not None]
     spread = compared.learn(past, told, values, margins.PHASE.assumed_sd)
     known = all(values) and spread.degrees is not None and spread.degrees >= compared.FEW
-    missing = next((f"not told {when}" for when, side in zip(("before", "after"), values, strict=True) if not side), "")
+    missing = next((f"no value {when}" for when, side in zip(("before", "after"), values, strict=True) if not side), "")
     note = "" if known else f"not judged: {missing or _too_few(values)}"
     errors = [STAMP_SD_S / middle if (middle := compared.middle(side)) else 0.0 for side in values]
     return Pending(

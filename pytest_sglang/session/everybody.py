@@ -13,17 +13,20 @@ import os
 import pwd
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
 from pytest_sglang.session import journal
 from pytest_sglang.session.errors import SessionError
 from pytest_sglang.session.journal import JournalFile
-from pytest_sglang.session.state import STATE_DIR_VARIABLE, SYSTEM_STATE_DIR, StateError, state_dir
+from pytest_sglang.session.state import STATE_DIR_VARIABLE, SYSTEM_STATE_DIR, StateError, boot_id, started_ticks, state_dir
 
 SHARED = (Path("/run/lock"), Path("/tmp"))
 """Where everybody may make a file and nobody may take another's away; the first that is so. The same for every user, so never $TMPDIR."""
+GUARD_MODULE = "pytest_sglang.session.guard"
+"""What a guard's command line names."""
 _TRIES = 5
 _FIRST_PERSON = 1000
 """User ids below are the system's own (login.defs(5), UID_MIN)."""
@@ -53,9 +56,21 @@ def shared_path(directory: Path, name: str) -> Path:
 
 
 class SharedHolder(NamedTuple):
-    """Who holds a shared lock, as the kernel tells it; ``pid`` None = not told (another process-id namespace)."""
+    """Who took a shared lock that is held, as the kernel tells it; ``pid`` None = not told (another process-id namespace).
+
+    ``alive`` False: that process is dead, and a child that it left behind keeps the lock's descriptor.
+    """
 
     pid: int | None
+    alive: bool = True
+
+    def guards(self, run_id: str | None = None) -> bool:
+        """Whether it is a guard (of the run ``run_id``), which holds the lock while it puts back what a dead run has changed."""
+        try:
+            words = Path(f"/proc/{self.pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+        except OSError:
+            return False
+        return GUARD_MODULE in words and (run_id is None or ("--run", run_id) in pairwise(words))
 
     def describe(self) -> str:
         """How a message names it: pid, user, command."""
@@ -80,7 +95,7 @@ def take(path: Path) -> int | SharedHolder:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            held = SharedHolder(_pid_of(descriptor))
+            held = _holder_of(descriptor)
             os.close(descriptor)
             if error.errno in (errno.EAGAIN, errno.EACCES):
                 return held
@@ -104,11 +119,44 @@ def shared_holder(name: str) -> SharedHolder | None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError:
-        held = SharedHolder(_pid_of(descriptor))
+        held = _holder_of(descriptor)
         return None if held.pid == os.getpid() else held
     finally:
         os.close(descriptor)
     return None
+
+
+class Kept:
+    """The shared locks of a dead run in its guard's hands: nobody is to measure on a rig that is half restored."""
+
+    def __init__(self) -> None:
+        self._descriptors: dict[str, int] = {}
+
+    @property
+    def names(self) -> frozenset[str]:
+        """What is held."""
+        return frozenset(self._descriptors)
+
+    def take(self, names: Iterable[str]) -> None:
+        """Take what is free, in order, up to the first that a living process holds (two that wait never hold each other up)."""
+        directory = shared_dir()
+        if directory is None:
+            return
+        for name in sorted(set(names) - self.names):
+            try:
+                taken = take(shared_path(directory, name))
+            except StateError:
+                continue
+            if isinstance(taken, int):
+                self._descriptors[name] = taken
+            elif taken.alive:
+                return
+
+    def release(self) -> None:
+        """Let go of all. Safe to call twice."""
+        for descriptor in self._descriptors.values():
+            os.close(descriptor)
+        self._descriptors.clear()
 
 
 def _open(path: Path) -> int:
@@ -146,6 +194,44 @@ def _is_still(path: Path, descriptor: int) -> bool:
         return False
 
 
+def _holder_of(descriptor: int) -> SharedHolder:
+    """Who took the lock on this file, and whether that process still has it: its number may have been given anew."""
+    status, pid = os.fstat(descriptor), _pid_of(descriptor)
+    if pid is None:
+        # within a process-id namespace the kernel tells no dead taker: a lock that a process in sight has without having taken it
+        # was inherited. Source: locks_translate_pid in the kernel's fs/locks.c
+        heirs = (int(each) for each in os.listdir("/proc") if each.isdigit())
+        return SharedHolder(None, not any(_has_open(each, status, "FLOCK") for each in heirs))
+    return SharedHolder(pid, _exists(pid) and _has_open(pid, status) is not False)
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    # another user's process may be out of sight (proc(5), hidepid), which is not death
+    return started_ticks(pid) is not None or not Path(f"/proc/{pid}").exists()
+
+
+def _has_open(pid: int, status: os.stat_result, word: str = "") -> bool | None:
+    """Whether a process has this file open, with ``word`` in what /proc tells of the descriptor; None = not ours to look at."""
+    try:
+        numbers = os.listdir(f"/proc/{pid}/fd")
+    except OSError:
+        return None
+    for number in numbers:
+        try:
+            same = os.path.samestat(os.stat(f"/proc/{pid}/fd/{number}"), status)
+            if same and word in Path(f"/proc/{pid}/fdinfo/{number}").read_text(encoding="ascii", errors="replace"):
+                return True
+        except OSError:
+            continue
+    return False
+
+
 def _pid_of(descriptor: int) -> int | None:
     """Who holds the lock on this file. Source: proc(5), /proc/locks: type, kind, access, pid, major:minor:inode."""
     status = os.fstat(descriptor)
@@ -169,6 +255,11 @@ class Foreign(NamedTuple):
 
     user: str
     file: JournalFile
+
+    def describe(self) -> str:
+        """A sentence: whose run, what it has left, and the line that puts it back."""
+        what = ", ".join(dict.fromkeys(f"{entry.kind} of {entry.target}" for entry in self.file.open))
+        return f"a dead run of {self.user} (run {self.file.run_id}) has left {what}: {_as(self.user)}pytest-sglang undo"
 
 
 def directories() -> list[Path]:
@@ -201,13 +292,17 @@ def foreign() -> Iterator[Foreign]:
 
 def left_by_others() -> list[str]:
     """Changes of other users' dead runs on this machine, a sentence each with the line that puts them back."""
-    told = []
-    for user, file in foreign():
-        if file.owner is None or file.owner.alive():
-            continue
-        what = ", ".join(dict.fromkeys(f"{entry.kind} of {entry.target}" for entry in file.open))
-        told.append(f"a dead run of {user} (run {file.run_id}) has left {what}: {_as(user)}pytest-sglang undo")
-    return told
+    return [each.describe() for each in foreign() if each.file.owner is not None and not each.file.owner.alive()]
+
+
+def left_on(names: Iterable[str]) -> tuple[str, Foreign] | None:
+    """One of the locks ``names`` whose rig another user's dead run has left changed since this boot, and that run's journal."""
+    wanted, now = set(names), boot_id()
+    for each in foreign():
+        owner, common = each.file.owner, sorted(wanted.intersection(each.file.locks))
+        if common and owner is not None and owner.boot_id == now and not owner.alive() and not each.file.simulated:
+            return common[0], each
+    return None
 
 
 def _as(user: str) -> str:

@@ -23,7 +23,9 @@ from pytest_sglang.session.state import not_in_forks, started_ticks
 
 if TYPE_CHECKING:
     import subprocess
+    from collections.abc import Callable
 
+    from pytest_sglang.session.everybody import Kept
     from pytest_sglang.session.undo import Outcome
 
 TRACKING_VARIABLES = (
@@ -52,6 +54,8 @@ READY_WAIT_S = 20.0
 CLOSE_WAIT_S = 10.0
 RETRY_AFTER_S = (1.0, 2.0, 4.0, 8.0, 15.0)
 """Pauses before a change that could not be undone is tried again: a service manager may be busy."""
+OTHERS_LOOK_S = 15.0
+"""Pause between two looks whether another run, which holds the dead run's rig, has ended."""
 PR_SET_CHILD_SUBREAPER = 36
 """Source: prctl(2)."""
 
@@ -321,24 +325,49 @@ class Watch:
 
 
 def undo_all(state_dir: Path, run_id: str) -> None:
-    """Undo every change of a dead run, trying again what fails, and write down what came of it."""
-    from pytest_sglang.session.undo import undo
+    """Undo every change of a dead run, trying again what fails, and write down what came of it.
 
-    told: set[str] = set()
+    While it does, it holds the locks that all users share. A rig that another living run has taken meanwhile is waited for.
+    """
+    from pytest_sglang.session.everybody import Kept
+
+    told: set[object] = set()
 
     def tell(outcome: Outcome) -> None:
-        line = f"{outcome.action}: {outcome.detail}"
-        if line not in told:
-            told.add(line)
+        waits = outcome.action == "owner alive"
+        line = f"{outcome.action}: {outcome.detail}" + (" (this guard waits for its end)" if waits else "")
+        # the age of whoever is waited for grows: the line is another each time
+        subject = (outcome.entry.id, outcome.action) if waits else line
+        if subject not in told:
+            told.add(subject)
             say(state_dir, f"run {run_id} is dead: {line}")
 
-    for pause_s in (*RETRY_AFTER_S, None):
-        outcomes = undo(state_dir, run_id=run_id, tell=tell)
-        if all(outcome.action != "failed" for outcome in outcomes):
-            return
-        if pause_s is not None:
-            time.sleep(pause_s)
-    say(state_dir, f"run {run_id} is dead: not everything could be undone; by hand: pytest-sglang undo")
+    kept = Kept()
+    try:
+        if not _undone(state_dir, run_id, kept, tell):
+            say(state_dir, f"run {run_id} is dead: not everything could be undone; by hand: pytest-sglang undo")
+    finally:
+        kept.release()
+
+
+def _undone(state_dir: Path, run_id: str, kept: Kept, tell: Callable[[Outcome], None]) -> bool:
+    """Try until nothing is open (True), or until it has failed too often. Waiting for another run's end is no failure."""
+    from pytest_sglang.session.journal import open_entries
+    from pytest_sglang.session.undo import undo
+
+    pauses = iter(RETRY_AFTER_S)
+    while True:
+        kept.take(name for file in open_entries(state_dir, run_id) if file.open and not file.simulated for name in file.locks)
+        actions = {outcome.action for outcome in undo(state_dir, run_id=run_id, tell=tell, held=kept.names)}
+        if "owner alive" in actions:
+            pause_s: float | None = OTHERS_LOOK_S
+        elif "failed" in actions:
+            pause_s = next(pauses, None)
+        else:
+            return True
+        if pause_s is None:
+            return False
+        time.sleep(pause_s)
 
 
 def say(state_dir: Path, text: str) -> None:

@@ -78,6 +78,11 @@ class JournalFile(NamedTuple):
         return tuple(entry for entry in self.entries if entry.id not in self.resolved)
 
     @property
+    def simulated(self) -> bool:
+        """Whether the run was on a simulated rig, whose first change is a directory of its own: all users' locks are not its."""
+        return any(entry.kind == "directory" for entry in self.entries)
+
+    @property
     def owner(self) -> Owner | None:
         """Whose changes these are; None for a file without a readable line of it."""
         return self.entries[-1].owner if self.entries else self.covered_by

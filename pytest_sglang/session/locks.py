@@ -13,8 +13,12 @@ from typing import NamedTuple
 
 from pytest_sglang.session import everybody
 from pytest_sglang.session.errors import SessionError
-from pytest_sglang.session.everybody import SharedHolder
+from pytest_sglang.session.everybody import Foreign, SharedHolder
 from pytest_sglang.session.state import Owner, ensure, not_in_forks, unusable
+
+GUARD_WAIT_S = 10.0
+"""How long a new run waits for a guard that is putting back what a dead run has changed, before it is refused."""
+_LOOK_EVERY_S = 0.1
 
 
 class Holder(NamedTuple):
@@ -27,13 +31,25 @@ class Holder(NamedTuple):
 class LockHeld(SessionError):
     """A lock of the rig is held by another run; nothing was locked and nothing was changed."""
 
-    def __init__(self, name: str, holder: Holder | SharedHolder | None, path: Path) -> None:
+    def __init__(self, name: str, holder: Holder | SharedHolder | Foreign | None, path: Path) -> None:
         self.name = name
         self.owner = holder.owner if isinstance(holder, Holder) else None
         super().__init__(_held_message(name, holder, path))
 
 
-def _held_message(name: str, holder: Holder | SharedHolder | None, path: Path) -> str:
+def _held_message(name: str, holder: Holder | SharedHolder | Foreign | None, path: Path) -> str:
+    if isinstance(holder, Foreign):
+        return f"{name} is not as its owner left it: {holder.describe()} (its guard may be at it: wait a moment and try again)"
+    if isinstance(holder, SharedHolder) and not holder.alive:
+        who = "" if holder.pid is None else f", pid {holder.pid}"
+        return (
+            f"{name} was in use by a run that is dead{who}, and a process that it left behind still holds the lock "
+            f"(which one: fuser {path}); end that process"
+        )
+    if isinstance(holder, SharedHolder) and holder.guards():
+        return (
+            f"what a dead run has changed on {name} is being put back by its guard, pid {holder.pid} ({path}). Wait for it to end"
+        )
     if isinstance(holder, SharedHolder):
         return f"{name} is in use by another run, {holder.describe()} ({path}). Wait for it to end"
     if holder is None:
@@ -86,9 +102,10 @@ class RigLocks:
         not_in_forks(self)
 
     def acquire(self, owner: Owner) -> RigLocks:
-        """Take every lock, without waiting, and write ``owner`` into it. Raises LockHeld, StateError; then none is held.
+        """Take every lock, waiting for nothing but a guard at work, and write ``owner`` into it. Raises LockHeld, StateError; then none is held.
 
-        A lock left by a run that died a moment ago is taken only when that run's changes are undone (its guard may be at it).
+        A lock left by a run that died a moment ago is taken only when that run's changes are undone (its guard may be at it);
+        another user's are that user's to undo, so where their journal can be read LockHeld tells of them.
         """
         folder = ensure(ensure(self.state_dir) / "locks")
         try:
@@ -121,17 +138,25 @@ class RigLocks:
     def _take_shared(self) -> None:
         if self._shared is None:
             return
+        deadline = time.monotonic() + GUARD_WAIT_S
         for name in self.names:
             path = everybody.shared_path(self._shared, name)
             taken = everybody.take(path)
+            while isinstance(taken, SharedHolder) and taken.guards() and time.monotonic() < deadline:
+                time.sleep(_LOOK_EVERY_S)
+                taken = everybody.take(path)
             if isinstance(taken, SharedHolder):
                 raise LockHeld(name, taken, path)
             self._descriptors[f"shared {name}"] = taken
+        # looked at under the locks: a guard that comes later waits for this run
+        left = everybody.left_on(self.names)
+        if left is not None:
+            raise LockHeld(*left, everybody.shared_path(self._shared, left[0]))
 
     def _settle(self, run_id: str) -> None:
         from pytest_sglang.session.undo import undo
 
-        undo(self.state_dir, run_id=run_id)
+        undo(self.state_dir, run_id=run_id, held=self.names)
 
     def _sign(self, owner: Owner) -> None:
         for name in self.names:

@@ -6,7 +6,7 @@ import fcntl
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -39,13 +39,14 @@ def undo(
     run_id: str | None = None,
     dry_run: bool = False,
     force_owner: bool = False,
+    held: Collection[str] = (),
     tell: Callable[[Outcome], None] | None = None,
 ) -> list[Outcome]:
     """Undo every open change of dead runs (or of the run ``run_id``), the newest first; ``tell`` hears of each as it happens.
 
     A change whose owner lives is left alone, and so is one on a rig that another living run has locked; ``force_owner`` overrides
-    both. ``dry_run`` only looks. A change that cannot be undone is an outcome "failed", and stays in the journal. Raises StateError
-    where the journals cannot be read.
+    both. ``held``: shared locks that this process holds itself. ``dry_run`` only looks. A change that cannot be undone is an outcome
+    "failed", and stays in the journal. Raises StateError where the journals cannot be read.
     """
     outcomes: list[Outcome] = []
 
@@ -55,7 +56,7 @@ def undo(
             tell(outcome)
 
     for file in reversed(journal.open_entries(state_dir, run_id)):
-        reason = None if force_owner else _hands_off(state_dir, file)
+        reason = None if force_owner else _hands_off(state_dir, file, held)
         if reason is not None:
             for entry in reversed(file.open):
                 found(Outcome(entry, "owner alive", f"{changes.name_of(entry)} is left alone: {reason}"))
@@ -69,7 +70,7 @@ def undo(
     return outcomes
 
 
-def _hands_off(state_dir: Path, file: JournalFile) -> str | None:
+def _hands_off(state_dir: Path, file: JournalFile, held: Collection[str]) -> str | None:
     """Why the changes of this run are not to be touched; None = its owner is dead and nobody else is on the rig."""
     if file.owner is None:
         return None
@@ -79,8 +80,9 @@ def _hands_off(state_dir: Path, file: JournalFile) -> str | None:
         holder = locks.holder(state_dir, name)
         if holder is not None and holder.owner.pid != os.getpid() and holder.owner.alive():
             return f"{name} is in use by a later run, {holder.owner.describe(holder.at)}"
-        other = everybody.shared_holder(name)
-        if other is not None:
+        other = None if name in held or file.simulated else everybody.shared_holder(name)
+        # a dead run's lock in the hands of its child or of its guard is nobody else's use of the rig
+        if other is not None and other.alive and other.pid != file.owner.pid and not other.guards(file.run_id):
             return f"{name} is in use by another run, {other.describe()}"
     return None
 

@@ -74,7 +74,7 @@ def changed(**meta: Any) -> str:
         (
             200,
             changed(output_token_logprobs=GERMAN["body"]["meta_info"]["output_token_logprobs"][:30]),
-            "exactly 32 tokens, got 30",
+            "log-probabilities of 30 of 32 tokens only",
         ),
         (200, changed(finish_reason={"type": "abort", "message": "x"}), "with finish reason abort"),
         (200, changed(finish_reason={"type": "stop", "matched": 1}), "with finish reason stop"),

@@ -57,7 +57,7 @@ def test_a_loss_that_is_likely_and_not_sure_enough_among_many_is_no_alarm() -> N
     assert among.verdict == "inconclusive"
     wide = regression.compare(before, after, spread=exact, alarm=alone.p_value / 2, max_loss=0.06)
     assert wide.outcome == "same"
-    assert "one of 2.5 % is likely" in wide.why
+    assert "worse by 2.5 % is likely" in wide.why
 
 
 def test_shares_are_those_of_the_number_itself() -> None:

@@ -128,6 +128,6 @@ def test_a_large_change_takes_fewer_boots_than_a_small_one() -> None:
     large = regression.compare(before, [[each * 0.82 for each in boot] for boot in before], spread=spread, alarm=0.0001)
     small = regression.compare(before, before, spread=spread, alarm=0.0001)
     assert (large.outcome, small.outcome) == ("undecided", "undecided")
-    assert "a loss of 18.0 % is likely, and too few boots make it certain" in large.why
+    assert "worse by 18.0 % is likely, but too few boots to be certain" in large.why
     assert large.more_boots is not None
     assert small.more_boots is None or large.more_boots < small.more_boots

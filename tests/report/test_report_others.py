@@ -40,7 +40,7 @@ def test_compare_prints_what_changed_and_what_it_did(
     assert "<script" not in page
 
 
-@pytest.mark.parametrize(("tok_s", "code", "word"), [(40.0, 0, "PASS"), (39.2, 6, "INCONCLUSIVE: undecided")])
+@pytest.mark.parametrize(("tok_s", "code", "word"), [(40.0, 0, "PASS"), (39.2, 6, "INCONCLUSIVE: decode at 250 W")])
 def test_exit_codes_of_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str], tok_s: float, code: int, word: str) -> None:
     paths = stored_runs.boots(tmp_path, "a", 5)
     if tok_s != 40.0:

@@ -28,6 +28,7 @@ class Plane:
 
     def __init__(self, *ills: str) -> None:
         self.ills, self.asked, self.down = ills, 0, False
+        self.info: dict[str, Any] = {"version": "0.5.11", "speculative_algorithm": None}
         self._noise = random.Random(4)
 
     def request(self, method: str, path: str, *, body: Any, timeout_s: float) -> SimpleNamespace:
@@ -57,6 +58,7 @@ class Recorder:
 def answering(plane: Plane, promise: AnswersPromise | None = None, *, aside: bool = False) -> Answering:
     deployment: Any = SimpleNamespace(
         plane=plane,
+        server=SimpleNamespace(info=plane.info),
         rig=SimpleNamespace(answers=promise or AnswersPromise()),
         clock=SimpleNamespace(time=lambda: 1_790_000_000.0),
         recorder=Recorder(),
@@ -240,3 +242,12 @@ def test_answers_that_are_gone_are_no_pass_and_say_why(why: str) -> None:
     assert found is not None
     assert (found.outcome, found.verdict) == ("not recorded", "inconclusive")
     assert found.text.startswith(f"no answers after: {told}")
+
+
+@pytest.mark.parametrize(("info", "why"), [({"speculative_algorithm": "EAGLE3"}, "speculatively (EAGLE3)"), ({}, "cannot be read")])
+def test_a_server_that_might_crash_is_not_asked(info: dict[str, Any], why: str) -> None:
+    plane = Plane()
+    plane.info = info
+    verdict, text = told(answering(plane))
+    assert (verdict, plane.asked) == ("inconclusive", 0)
+    assert why in text

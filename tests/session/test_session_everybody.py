@@ -5,17 +5,23 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pwd
+import signal
+import subprocess
+import sys
 import tempfile
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from session_fakes import DIAL, DeadJournal, dead_owner, set_dial
+from session_fakes import DIAL, DeadJournal, dead_owner, read_dial, set_dial, until
 
 from pytest_sglang.cache import aside
 from pytest_sglang.cache.locate import CachePlace
-from pytest_sglang.session import byhand, everybody
+from pytest_sglang.session import byhand, everybody, guard, locks
+from pytest_sglang.session import undo as undo_module
 from pytest_sglang.session.errors import Refused
 from pytest_sglang.session.everybody import SharedHolder
 from pytest_sglang.session.journal import Journal
@@ -177,6 +183,184 @@ def test_a_dead_run_is_not_undone_under_another_user_s(shared: Path, state: Path
     assert [each.action for each in undo(state)] == ["undone"]
 
 
+@pytest.fixture
+def heir(shared: Path) -> Iterator[tuple[int, int]]:
+    """A lock whose taker is dead while its child keeps the descriptor: both pids."""
+    ours, theirs = os.pipe()
+    taker = os.fork()
+    if taker == 0:
+        everybody.take(everybody.shared_path(shared, NAME))
+        child = os.fork()
+        if child == 0:
+            os.close(ours)
+            os.close(theirs)
+            time.sleep(60)
+        else:
+            os.write(theirs, str(child).encode())
+        os._exit(0)
+    os.waitpid(taker, 0)
+    child = int(os.read(ours, 20))
+    os.close(ours)
+    os.close(theirs)
+    yield taker, child
+    os.kill(child, signal.SIGKILL)
+
+
+def test_a_lock_that_a_dead_process_s_child_keeps_is_no_run(
+    shared: Path, state: Path, tmp_path: Path, heir: tuple[int, int]
+) -> None:
+    """Killed with -9 while a child had inherited the descriptor: the changes of the dead would stay as long as that child lives."""
+    held = everybody.shared_holder(NAME)
+    assert held is not None
+    assert not held.alive
+    leave(state, tmp_path / "dial")
+    assert [each.action for each in undo(state)] == ["undone"]
+    with pytest.raises(LockHeld, match=r"was in use by a run that is dead.*left behind still holds the lock \(which one: fuser /"):
+        RigLocks(state, [NAME], shared).acquire(Owner.me("next"))
+
+
+@pytest.mark.parametrize("heirs", [True, False])
+def test_within_a_pid_namespace_the_heir_is_found(
+    shared: Path, heir: tuple[int, int], monkeypatch: pytest.MonkeyPatch, heirs: bool
+) -> None:
+    """The kernel tells no pid of a dead taker there, and none of a living one in another namespace either."""
+    monkeypatch.setattr(everybody, "_pid_of", lambda descriptor: None)
+    if not heirs:
+        monkeypatch.setattr(everybody, "_has_open", lambda *_: None)
+    assert everybody.shared_holder(NAME) == SharedHolder(None, alive=not heirs)
+
+
+def test_a_pid_that_was_given_anew_does_not_hold_what_its_last_bearer_took(
+    shared: Path, heir: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Someone(lambda: None) as other:
+        monkeypatch.setattr(everybody, "_pid_of", lambda descriptor: other.pid)
+        assert everybody.shared_holder(NAME) == SharedHolder(other.pid, alive=False)
+
+
+@as_root
+def test_a_living_user_s_lock_counts_also_where_that_process_is_out_of_sight(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def look() -> SharedHolder | None:
+        monkeypatch.setattr(everybody, "started_ticks", lambda pid: None)
+        monkeypatch.setattr(everybody, "Path", lambda text: Path(str(text).replace("/proc/", "/proc/hidden/", 1)))
+        monkeypatch.setattr(everybody, "_pid_of", lambda descriptor: root.pid)
+        return everybody.shared_holder(NAME)
+
+    with Someone(lambda: everybody.take(everybody.shared_path(shared, NAME))) as root, Someone(look, NOBODY) as user:
+        assert user.said == SharedHolder(root.pid)
+
+
+# --- guards -----------------------------------------------------------------------------------------------------------------------
+
+
+def leave(state: Path, dial: Path, broken: Path | None = None) -> Path:
+    """What a dead run leaves on the rig NAME: the dial at 250, which was at 350."""
+    set_dial(dial, 250)
+    dead = DeadJournal(state, dead_owner())
+    dead.covers([NAME])
+    dead.record(DIAL, str(dial), 350, 250, {"broken": str(broken)} if broken is not None else None)
+    dead.close()
+    return dial
+
+
+def test_the_guard_waits_for_another_user_s_run_and_then_undoes(
+    shared: Path, state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(guard, "OTHERS_LOOK_S", 0.02)
+    dial = leave(state, tmp_path / "dial")
+    looked = 0
+    real = undo_module.undo
+
+    def count(*arguments: Any, **named: Any) -> Any:
+        nonlocal looked
+        looked += 1
+        return real(*arguments, **named)
+
+    monkeypatch.setattr(undo_module, "undo", count)
+    with Someone(lambda: everybody.take(everybody.shared_path(shared, NAME))) as other:
+        work = threading.Thread(target=guard.undo_all, args=(state, "dead-run"), daemon=True)
+        work.start()
+        until(lambda: looked > 10 or not work.is_alive())
+        assert work.is_alive(), "it must not give up"
+        assert read_dial(dial) == 250
+    work.join(20)
+    assert not work.is_alive(), "nothing is open: it ends"
+    assert read_dial(dial) == 350
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2, "the waiting is told once"
+    assert f"in use by another run, pid {other.pid}" in lines[0]
+    assert lines[0].endswith("(this guard waits for its end)")
+    assert "undone: " in lines[1]
+
+
+def test_nobody_measures_while_the_guard_undoes(
+    shared: Path, state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Between two tries the rig is half restored; the other user cannot read the journal that says so."""
+    monkeypatch.setattr(guard, "RETRY_AFTER_S", (0.5,) * 60)
+    broken = tmp_path / "broken"
+    broken.touch()
+    dial, path = leave(state, tmp_path / "dial", broken), str(everybody.shared_path(shared, NAME))
+    work = threading.Thread(target=guard.undo_all, args=(state, "dead-run"), daemon=True)
+    work.start()
+    until((state / "guard.log").exists)
+    code = f"from pathlib import Path; from pytest_sglang.session import everybody; print(everybody.take(Path({path!r})))"
+    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False)
+    broken.unlink()
+    work.join(20)
+    assert other.stdout.strip() == str(SharedHolder(os.getpid())), other.stderr
+    assert read_dial(dial) == 350
+    assert everybody.shared_holder(NAME) is None
+    RigLocks(tmp_path / "other", [NAME], shared).acquire(Owner.me("next")).release()
+    assert "undone" in capsys.readouterr().err
+
+
+class Guarding:
+    """A process that looks like the guard of the dead run, and holds the shared lock for a while."""
+
+    def __init__(self, path: Path, seconds: float) -> None:
+        code = f"import fcntl, sys, time; f = open({str(path)!r}, 'a'); fcntl.flock(f, 2); print(flush=True); time.sleep({seconds})"
+        command = [sys.executable, "-c", code, everybody.GUARD_MODULE, "--run", "dead-run"]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE)
+
+    def __enter__(self) -> Guarding:
+        assert self.process.stdout is not None
+        self.process.stdout.readline()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+def test_a_new_run_waits_for_the_guard_and_is_refused_when_that_takes_long(
+    shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = everybody.shared_path(shared, NAME)
+    with Guarding(path, 1.0):
+        RigLocks(tmp_path / "other", [NAME], shared).acquire(Owner.me("next")).release()
+    monkeypatch.setattr(locks, "GUARD_WAIT_S", 0.2)
+    with Guarding(path, 60.0) as one, pytest.raises(LockHeld, match=f"is being put back by its guard, pid {one.process.pid}"):
+        RigLocks(tmp_path / "other", [NAME], shared).acquire(Owner.me("next"))
+
+
+def test_its_own_guard_does_not_keep_a_dead_run_from_being_undone_by_hand(shared: Path, state: Path, tmp_path: Path) -> None:
+    with Guarding(everybody.shared_path(shared, NAME), 60.0):
+        leave(state, tmp_path / "dial")
+        assert [each.action for each in undo(state)] == ["undone"]
+
+
+def test_the_command_names_the_living_run_with_exit_code_4(
+    shared: Path, state: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from pytest_sglang import cli
+
+    leave(state, tmp_path / "dial")
+    with Someone(lambda: everybody.take(everybody.shared_path(shared, NAME))) as other:
+        assert cli.main(["undo"]) == 4
+        assert f"in use by another run, pid {other.pid}" in capsys.readouterr().out
+
+
 # --- journals ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -228,6 +412,34 @@ def test_what_another_user_s_dead_run_has_left_is_told(theirs: Path, tmp_path: P
     assert cli.main(["undo"]) == 0
     assert f"not yours to undo: {told}" in capsys.readouterr().out
     assert (tmp_path / "triton" / "new").exists(), "it is looked at, and not executed"
+
+
+@pytest.mark.parametrize(
+    ("names", "fields", "starts"),
+    [
+        ([NAME, "gpu GPU-1"], {}, False),
+        (["gpu GPU-2"], {}, True),  # another rig
+        ([NAME], {"boot_id": "an-earlier-boot"}, True),  # a reboot has settled it
+    ],
+)
+def test_no_run_starts_on_what_another_user_s_dead_run_has_left(
+    shared: Path, theirs: Path, state: Path, tmp_path: Path, names: list[str], fields: dict[str, str], starts: bool
+) -> None:
+    journal = DeadJournal(theirs, dead_owner("their-run")._replace(**fields))
+    journal.covers([NAME])
+    journal.record(DIAL, str(tmp_path / "dial"), 350, 250)
+    journal.close()
+    if starts:
+        RigLocks(state, names, shared).acquire(Owner.me("next")).release()
+        return
+    with pytest.raises(
+        LockHeld, match=rf"{NAME} is not as its owner left it: a dead run of .*\(run their-run\).*pytest-sglang undo"
+    ):
+        RigLocks(state, names, shared).acquire(Owner.me("next"))
+    assert everybody.shared_holder(NAME) is None, "its guard must get the lock"
+    RigLocks(state, names).acquire(Owner.me("simulated")).release()
+    journal.path.unlink()
+    RigLocks(state, names, shared).acquire(Owner.me("next")).release()
 
 
 def test_a_living_run_of_another_user_is_nothing_that_was_left(theirs: Path, tmp_path: Path) -> None:

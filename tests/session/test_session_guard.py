@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -175,6 +176,31 @@ def test_it_gives_up_with_the_command_to_do_it_by_hand(
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2, "told once, though tried three times"
     assert lines[1].endswith("not everything could be undone; by hand: pytest-sglang undo")
+
+
+def test_it_waits_for_a_later_run_on_the_same_rig_and_then_undoes(
+    state: Path, dials: list[Path], victims: Victims, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(module, "OTHERS_LOOK_S", 0.02)
+    later = victims("later-run", dials[1]).wait_changed()
+    journal = Journal(state, Owner.me("run-1")._replace(started=1))
+    journal.covers([f"dial {dials[1]}"])
+    journal.record(DIAL, str(dials[0]), 350, 250)
+    set_dial(dials[0], 250)
+    work = threading.Thread(target=module.undo_all, args=(state, "run-1"), daemon=True)
+    work.start()
+    until((state / "guard.log").exists)
+    work.join(1.5)  # longer than a second: the other's age, which the line tells, has grown
+    assert work.is_alive(), "it must not give up"
+    assert read_dial(dials[0]) == 250
+    later.tell("resolve")
+    later.tell("close")
+    later.close()
+    work.join(20)
+    assert not work.is_alive()
+    assert read_dial(dials[0]) == 350
+    told = [line for line in capsys.readouterr().err.splitlines() if "run-1 is dead: " in line]
+    assert [f"pid {later.process.pid}" in line for line in told] == [True, False], "the waiting is told once"
 
 
 def test_a_wiped_workspace_does_not_stop_it(state: Path, dials: list[Path], victims: Victims, tmp_path: Path) -> None:

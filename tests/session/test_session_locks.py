@@ -7,8 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from session_fakes import DIAL, Victim, dead_journal, dead_owner, read_dial
+from session_fakes import DIAL, Victim, dead_journal, dead_owner, read_dial, set_dial
 
+from pytest_sglang.session import everybody
 from pytest_sglang.session.locks import LockHeld, RigLocks, holder, lock_path
 from pytest_sglang.session.state import Owner, StateError
 
@@ -35,6 +36,24 @@ def test_the_kernel_lets_go_when_the_run_is_killed(state: Path, dials: list[Path
     first.kill()
     # what the dead run left is undone before its lock is taken over, whoever is quicker: its guard or this run
     with RigLocks(state, [f"dial {dials[0]}"]).acquire(Owner.me("second")):
+        assert read_dial(dials[0]) == 350
+
+
+def test_the_dead_run_s_changes_are_undone_under_shared_locks_whose_holder_is_not_told(
+    state: Path, dials: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second process-id namespace: the new run's own shared lock must not keep it from settling what it takes over."""
+    monkeypatch.setattr(everybody, "shared_dir", lambda: tmp_path)
+    monkeypatch.setattr(everybody, "_pid_of", lambda descriptor: None)
+    monkeypatch.setattr(everybody, "_has_open", lambda *_: None)
+    dying = RigLocks(state, NAMES[:1]).acquire(dead_owner())
+    dying.forget()
+    journal = dead_journal(state)
+    journal.covers(NAMES[:1])
+    journal.record(DIAL, str(dials[0]), 350, 250)
+    journal.close()
+    set_dial(dials[0], 250)
+    with RigLocks(state, NAMES[:1], tmp_path).acquire(Owner.me("next")):
         assert read_dial(dials[0]) == 350
 
 

@@ -16,6 +16,7 @@ from session_fakes import DIAL, Victim, dead_journal, dead_owner, read_dial, set
 from pytest_sglang.session import undo as module
 from pytest_sglang.session import undoers
 from pytest_sglang.session.changes import UndoError
+from pytest_sglang.session.everybody import SharedHolder
 from pytest_sglang.session.journal import Journal, open_entries, path_of
 from pytest_sglang.session.locks import RigLocks
 from pytest_sglang.session.state import Owner, started_ticks
@@ -119,6 +120,33 @@ def test_our_own_locks_do_not_keep_us_from_undoing(state: Path, dials: list[Path
         file.write(json.dumps({"line": "locks", "names": ["gpu GPU-1"]}) + "\n")
     with RigLocks(state, ["gpu GPU-1"]).acquire(Owner.me("me")):
         assert actions(undo(state)) == [(1, "undone")]
+
+
+@pytest.mark.parametrize(
+    ("pid", "alive", "action"),
+    [(1, True, "owner alive"), (None, True, "owner alive"), (1, False, "undone"), (os.getpid(), True, "undone")],
+)
+def test_only_a_living_other_process_that_took_the_shared_lock_counts(
+    state: Path, dials: list[Path], monkeypatch: pytest.MonkeyPatch, pid: int | None, alive: bool, action: str
+) -> None:
+    """``dead_owner`` has this process's pid: a lock in that name is the dead run's own, kept by its child."""
+    path = leave(state, (dials[0], 350, 250))
+    with open(path, "a") as file:
+        file.write(json.dumps({"line": "locks", "names": ["gpu GPU-1"]}) + "\n")
+    monkeypatch.setattr(module.everybody, "shared_holder", lambda name: SharedHolder(pid, alive))
+    assert actions(undo(state)) == [(1, action)]
+
+
+@pytest.mark.parametrize("held", [["gpu GPU-1"], []])
+def test_a_shared_lock_that_the_caller_holds_is_no_other_run(
+    state: Path, dials: list[Path], monkeypatch: pytest.MonkeyPatch, held: list[str]
+) -> None:
+    """Where the kernel does not tell who holds it, one's own lock would look like a stranger's."""
+    path = leave(state, (dials[0], 350, 250))
+    with open(path, "a") as file:
+        file.write(json.dumps({"line": "locks", "names": ["gpu GPU-1"]}) + "\n")
+    monkeypatch.setattr(module.everybody, "shared_holder", lambda name: SharedHolder(None))
+    assert actions(undo(state, held=held)) == [(1, "undone" if held else "owner alive")]
 
 
 def test_a_dry_run_says_what_would_happen_and_changes_nothing(state: Path, dials: list[Path]) -> None:
