@@ -41,6 +41,22 @@ def new_places(before: Sequence[Run], after: Sequence[Run], one: str | None) -> 
     return [_where(place).removeprefix(" at ") for place in _places(after, False) if place not in known]
 
 
+def one_boot(before: Sequence[Run], after: Sequence[Run], past: Past) -> list[str]:
+    """That runs of a side share server processes, where they do: more of such runs decide nothing."""
+    told = []
+    for when, runs in (("before", before), ("after", after)):
+        measured = [run for run in runs if run.throughputs]
+        count = len({past.processes[run.run_id, index] for run in measured for index in range(len(run.throughputs))})
+        if count < len(measured):
+            boots = (
+                "one start of the server: they are one boot"
+                if count == 1
+                else f"{count} starts of the server: they are {count} boots"
+            )
+            told.append(f"the {len(measured)} runs {when} measured {boots} (only a restart in between makes another)")
+    return told
+
+
 def _places(runs: Sequence[Run], across: bool) -> list[Place]:
     return list(dict.fromkeys(_place_of(item, across) for run in runs for item in run.throughputs))
 

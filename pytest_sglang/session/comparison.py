@@ -130,6 +130,7 @@ def compare(before: Sequence[Run], after: Sequence[Run], history: Sequence[store
         *compared_changes.together(found, one),
         *compared_changes.earlier(before, finished),
         *compared_starts.notes(before, after),
+        *compared_rates.one_boot(before, after, past),
         *(f"measured only after: {each}" for each in compared_rates.new_places(before, after, one)),
         *(f"broken before and after: {each}" for each in still),
     ]

@@ -99,6 +99,17 @@ def test_a_limit_that_holds_passes(ran: Ran) -> None:
     assert ran.check("its-own-assertion")["verdict"] == "pass"
 
 
+def test_what_was_measured_on_one_process_says_so(ran: Ran) -> None:
+    """Boot id, pid and start: runs that find the same server know that it is the same."""
+    names = [each["process"] for each in ran.run["throughputs"]]
+    assert len(names) >= 2
+    (name,) = set(names)
+    boot, pid, ticks = name.split("/")
+    assert boot == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    assert int(pid) > 1
+    assert int(ticks) > 0
+
+
 def test_xfail_works_for_a_limit_that_was_measured(ran: Ran) -> None:
     check = ran.check("known-to-be-slow")
     assert (check["verdict"], check["expected_failure"]) == ("fail", True)

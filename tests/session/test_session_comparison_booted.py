@@ -85,6 +85,8 @@ def test_ten_runs_on_one_process_teach_nothing_of_an_ordinary_other_boot(tmp_pat
     assert "boots of" in change.why
     assert decode(found).boots == (1, 1)
     assert decode(found).rounds == (16 * sided, 16)
+    note = "the 10 runs before measured one start of the server: they are one boot (only a restart in between makes another)"
+    assert (note in found.notes) == (sided == 10)
 
 
 def test_ten_boots_teach_and_the_same_loss_is_told(tmp_path: Path) -> None:
@@ -94,6 +96,7 @@ def test_ten_boots_teach_and_the_same_loss_is_told(tmp_path: Path) -> None:
     assert change is not None
     assert change.spread.degrees == 9.0
     assert change.outcome == "worse"
+    assert not any("one boot" in each for each in found.notes)
 
 
 def test_boots_of_older_runs_are_told_apart_by_their_starts_and_seeds(tmp_path: Path) -> None:
