@@ -117,7 +117,7 @@ def panel(**more: Any):
 def test_clock_temperature_and_what_held_the_clocks_stand_below_the_watts() -> None:
     held = ["sw_power_cap"] * 12 + ["hw_power_brake_slowdown"] * 8
     drawn = panel(c=[40 + each for each in range(20)], mhz=[975] * 20, held=held)
-    assert drawn.note.endswith("; SM 975 MHz; 42 to 58 °C; clocks held by power cap 59 %, power brake 41 %")
+    assert drawn.note.endswith("; SM 975 MHz; 42 to 58 °C; clocks event reasons: power limit 59 %, power brake 41 %")
     assert "var(--sg-fail" in drawn.svg
     assert "held by" in drawn.svg
     assert panel(held=["gpu_idle"] * 20).note.endswith("; idle")

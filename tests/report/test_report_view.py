@@ -132,7 +132,7 @@ def test_a_row_tells_the_other_numbers_aside():
     assert row.aside == (
         ("end to end", "42.8 tok/s"),
         ("TTFT (time to first token)", "88.4 ms"),
-        ("mean board power, all serving GPUs", "968.2 W"),
+        ("mean board power of all serving GPUs", "968.2 W"),
         ("board energy per token", "22.6 J/token"),
     )
     assert ("confidence interval", "43.1 to 43.7") in row.numbers
