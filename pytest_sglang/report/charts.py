@@ -50,7 +50,7 @@ def startup_chart(run: Run) -> Chart:
         return waterfall.panel(identity, item, waterfall.earlier_of(run, item))
 
     panels = tuple(_panel(f"sg-start-{number}", item, draw) for number, item in enumerate(run.startups, 1))
-    drawn = any("budget " in (each.svg or "") for each in panels)
+    drawn = any(">budget " in (each.svg or "") for each in panels)
     note = f"Phases from launch to readiness{_BUDGET if drawn else ''}. Each start has its own time axis."
     if any(waterfall.earlier_of(run, item) for item in run.startups):
         note += (

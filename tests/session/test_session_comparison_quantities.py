@@ -216,7 +216,7 @@ AFTER: dict[str, tuple[Edit, str, str]] = {
     "energy not read any more": (
         every(joules=None, joules_missing="GPU 0: counter reset"), "energy per token at 250 W", "counter reset",
     ),
-    "merged events": (merged, "ITL median at 250 W", "1% of the token events have no time of their own"),
+    "merged events": (merged, "ITL median at 250 W", "1 % of the token events have no time of their own"),
     "first tokens merged": (late, "TTFT median at 250 W", "came in one read with later ones"),
     "a lagging client": (laggy, "ITL p99 at 250 W", "client's own lag after, 50 ms"),
     "other tokens a round": (every(output_tokens=64), "decode at 250 W", "128 tokens before and 64 after"),
@@ -253,7 +253,7 @@ def test_a_latency_that_was_not_told_before_is_shown_with_the_reason(tmp_path: P
     itl = quantities(found)["ITL median at 250 W"]
     assert found.verdict == "pass"
     assert itl.change is None
-    assert "not judged: before, 16 of 16 rounds: more than 1% of the token events" in itl.note
+    assert "not judged: before, 16 of 16 rounds: more than 1 % of the token events" in itl.note
 
 
 def test_an_itl_that_neither_side_tells_is_named(tmp_path: Path) -> None:
