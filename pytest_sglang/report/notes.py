@@ -18,9 +18,17 @@ def of(check: Check) -> str:
     if check.quantity == "findings" and check.verdict == "pass":
         warned = sum(each.severity == "warn" for each in check.findings)
         return f"{warned} warning{'s' if warned != 1 else ''}, listed below" if warned else ""
-    if check.verdict == "pass" and any_count(check):
+    if check.verdict == "pass" and check.quantity == "nvlink_links" and UNPROMISED in check.message:
         return f"{UNPROMISED}; {check.measured['nvlink_links'].value} seen" if "nvlink_links" in check.measured else UNPROMISED
+    if check.quantity == "throttled_pct" and check.verdict == "pass" and _nothing_held(check):
+        return "clocks event reasons: none"
     return ""
+
+
+def _nothing_held(check: Check) -> bool:
+    """No reason was seen at all: neither heat nor a brake, nor the power limit."""
+    seen = [check.measured[name].value for name in ("throttled_pct", "power_cap_pct") if name in check.measured]
+    return len(seen) == 2 and not any(seen) and not any(each.kind == "clocks" for each in check.findings)
 
 
 def any_count(check: Check) -> bool:

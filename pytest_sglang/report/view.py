@@ -93,7 +93,7 @@ ASIDE: tuple[str, ...] = (
     "new_variants",
 )
 """Numbers worth a glance beside the one that a limit is about."""
-HELD: tuple[str, ...] = ("power_cap_pct", "sm_mhz", "mem_mhz", "start_temperature_c", "end_temperature_c")
+HELD: tuple[str, ...] = ("power_cap_pct", "sm_mhz", "start_temperature_c", "end_temperature_c")
 """The same for what held the clocks."""
 _THOUSANDS = re.compile(r"^-?\d{4,}")
 

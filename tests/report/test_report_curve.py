@@ -39,7 +39,21 @@ def test_the_table_of_a_sweep_fits_into_80_columns() -> None:
     begin = next(number for number, line in enumerate(lines) if line.startswith("power curve:"))
     assert lines[begin] == "power curve: decode of 1 stream, NVLink 0-1 and 2-3, SGLang 0.5.11, home-70b-awq"
     assert lines[begin + 1].split() == ["cap", "tok/s", "interval", "promise", "power", "J/token", "of", "top", "held", "by"]
-    assert lines[begin + 2].split() == ["250", "W", "43.0", "42.6-43.4", ">=", "42", "975", "W", "23.3", "74", "%", "power", "limit"]
+    assert lines[begin + 2].split() == [
+        "250",
+        "W",
+        "43.0",
+        "42.6-43.4",
+        ">=",
+        "42",
+        "975",
+        "W",
+        "23.3",
+        "74",
+        "%",
+        "power",
+        "limit",
+    ]
     assert lines[begin + 3].split()[4] == "none"
     text = " ".join(" ".join(line.split()) for line in lines[begin:])
     assert "plateau: 350 to 370 W is no faster (the power limit is not reached)" in text

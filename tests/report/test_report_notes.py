@@ -40,8 +40,18 @@ def links(count, wanted, message):
 def test_links_without_a_promised_number_have_no_margin():
     row = links(18, 1, f"1 NVLink pairs are up; {UNPROMISED}; 18 seen")
     assert (row.margin, row.note) == ("", "link count not promised: any link up is enough; 18 seen")
+    assert (links(1, 1, "1 NVLink pairs are up with 1 links each").note) == ""
     row = links(5, 4, "3 NVLink pairs are up with 4 links each")
     assert (row.margin, row.note) == ("+1", "")
+
+
+def test_a_load_that_nothing_held_says_none():
+    def note(*, heat=0.0, limit=0.0, found=()):
+        measured = {"throttled_pct": Measurement(heat, "%"), "power_cap_pct": Measurement(limit, "%")}
+        return view.row(samples.check("throttling", quantity="throttled_pct", measured=measured, findings=found)).note
+
+    assert note() == "clocks event reasons: none"
+    assert note(limit=92.0) == note(heat=0.4) == note(found=(Finding("clocks", "warn", "GPU 0", "sync_boost", ""),)) == ""
 
 
 def test_missing_energy_says_why():
