@@ -100,7 +100,7 @@ def _lost(place: CachePlace, server: Server, machine: Machine) -> tuple[str, str
         why = f"systemd-tmpfiles removes what nobody touched for {age} ({aged.where}): kernels go one by one"
         return ("cache-in-tmp" if temporary is not None else "cache-aged"), why, ""
     if temporary is not None:
-        what = "which a reboot empties" if temporary in _EMPTIED_AT_BOOT else "which anybody may empty, many systems at a reboot"
+        what = "which a reboot empties" if temporary in _EMPTIED_AT_BOOT else "which many systems empty at boot"
         return "cache-in-tmp", f"it lies in {temporary}, {what}: the start after that is a cold one", ""
     return None
 

@@ -19,4 +19,4 @@ def miscounted(own_tokens: int, server_tokens: int | None, tolerance: float = TO
     if abs(apart) <= tolerance:
         return None
     why = "somebody else's requests" if apart > 0 else "the usage tells of tokens that the server did not count"
-    return f"{DISAGREE} by {abs(apart):.0%} ({own_tokens} and {server_tokens} tokens): {why}"
+    return f"{DISAGREE} by {100 * abs(apart):.0f} % ({own_tokens} and {server_tokens} tokens): {why}"

@@ -37,7 +37,7 @@ def max_itl_p99(measured: Throughput, limit_s: float, *, why_missing: str | None
     samples = [] if why_missing else [each for done in rounds for each in done.itl_s]
     share = merged_share(rounds)
     if not why_missing and share > MAX_MERGED_SHARE:
-        why_missing = f"{share:.1%} of the token events have no time of their own, at most {MAX_MERGED_SHARE:.0%} may"
+        why_missing = f"{100 * share:.1f} % of the token events have no time of their own, at most {100 * MAX_MERGED_SHARE:g} % may"
     earned = stats.percentile(samples, 0.99)
     if why_missing or earned.value is None:
         return limits.max_value("itl_ms", None, limit_s * 1000, unit="ms", why_missing=why_missing or earned.why_missing)

@@ -13,6 +13,8 @@ from pytest_sglang.rig.model import GpuPromise, NvlinkPromise
 
 Pair = tuple[int, int]
 
+UNPROMISED = "link count not promised: any link up is enough"
+"""Said where the rig file names pairs without their number of links."""
 FARTHEST = 60
 """Taken for two cards whose common PCIe ancestor is not known: behind every known level."""
 
@@ -70,10 +72,11 @@ def nvlink(
                 counts.append(count)
     measured = {"nvlink_links": Measurement(min(counts), "count")} if counts else {}
     wanted = promise.links if promise.links is not None else 1
+    seen = f"; {UNPROMISED}" + (f"; {min(counts)} seen" if counts else "")
     return conclude(
         findings,
         good=f"{len(promise.pairs)} NVLink pairs are up"
-        + (f" with {promise.links} links each" if promise.links is not None else ""),
+        + (f" with {promise.links} links each" if promise.links is not None else seen),
         quantity="nvlink_links" if measured else None,
         measured=measured,
         limit=Limit(">=", wanted, "count"),

@@ -141,9 +141,7 @@ def _late_ttft(each: Round) -> str:
 def _merged(each: Round) -> str:
     share = float(each.get("merged_share") or 0.0)
     return (
-        f"more than {MAX_MERGED_SHARE * 100:.0f} % of the token events have no time of their own"
-        if share > MAX_MERGED_SHARE
-        else ""
+        f"more than {100 * MAX_MERGED_SHARE:g} % of the token events have no time of their own" if share > MAX_MERGED_SHARE else ""
     )
 
 

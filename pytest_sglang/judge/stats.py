@@ -68,7 +68,7 @@ class Drift(Value, frozen=True, kw_only=True):
         return self.share < -FALLING_SHARE and self.p_value < FALLING_P_VALUE
 
     def __str__(self) -> str:
-        return f"{self.share:+.1%} over the rounds (p = {self.p_value:.1g})"
+        return f"{100 * self.share:+.1f} % over the rounds (p = {self.p_value:.1g})"
 
 
 def median(values: Sequence[float]) -> float:

@@ -47,13 +47,14 @@ _COUNTED = {
 
 
 class Worked(Value, frozen=True, kw_only=True):
-    """One card over a load of ``seconds``. ``reasons``: shares (0 to 1) by clocks event reason, empty = not readable.
+    """One card over a load of ``streams`` requests at a time for ``seconds``. ``reasons``: shares (0 to 1) by clocks event reason, empty = not readable.
 
     Shares are of ``known_s``, the seconds of the load for which they were read (None = of all of it). ``violations_s``: by how much NVML's violation counters grew, where the card has them. None = not read. Degrees Celsius, MHz, W.
     """
 
     label: str
     seconds: float
+    streams: int | None = None
     reasons: dict[str, float] = {}
     known_s: float | None = None
     why_unreadable: str = ""
@@ -68,7 +69,7 @@ class Worked(Value, frozen=True, kw_only=True):
 
 
 def throttling(cards: Sequence[Worked], *, all_work: bool = False, unavailable: frozenset[str] = frozenset()) -> Judgement:
-    """Nothing but the power cap limited the cards: heat, slowdown and power brake held none for more than 5 % of the time.
+    """Nothing but the power limit held the cards: heat, slowdown and power brake held none for more than 5 % of the time.
 
     Unreadable reasons make it inconclusive, unless ``clocks_event_reasons`` is waived. A cap that never bound is told. ``all_work``:
     each card is one rank of a tensor parallel group, which works for every token: one that idles beside working ones fails.
@@ -132,7 +133,8 @@ def _card(card: Worked, unavailable: frozenset[str]) -> list[Finding]:
         drawn = ""
         if card.mean_w is not None and card.limit_w is not None:
             drawn = f" (it draws {card.mean_w:.0f} W of {card.limit_w:g} W)"
-        plateau = f"the power cap never bound{drawn}: a plateau, more watts would not be faster"
+        work = f" ({card.streams} stream{'s' if card.streams != 1 else ''})" if card.streams is not None else ""
+        plateau = f"power limit not reached in this workload{work}: a higher limit would not help it{drawn}"
         findings.append(Finding("cap-not-binding", "info", card.label, plateau))
     return findings
 
@@ -215,6 +217,6 @@ def _good(cards: Sequence[Worked]) -> str:
     if not caps:
         return "what limits the clocks is waived"
     if max(caps) == 0.0:
-        return f"nothing held the clocks of {len(caps)} GPUs: the power cap never bound (a plateau)"
+        return f"clocks event reasons of {len(caps)} GPUs: none (power limit not reached, a plateau)"
     span = f"{min(caps):.0f} %" if max(caps) - min(caps) < 0.5 else f"{min(caps):.0f} to {max(caps):.0f} %"
-    return f"the power cap held the clocks of {len(caps)} GPUs for {span} of the time, nothing else did"
+    return f"clocks event reasons of {len(caps)} GPUs: the power limit for {span} of the time, nothing else"

@@ -61,7 +61,7 @@ def figures(exchanges: Sequence[Exchange]) -> Figures:
     """The figures of these requests."""
     good = [each for each in exchanges if each.answer.failure is None]
     share = merged_share(good)
-    unfair = f"{share:.1%} of the token events share a read with later ones" if share > MAX_MERGED_SHARE else None
+    unfair = f"{100 * share:.1f} % of the token events share a read with later ones" if share > MAX_MERGED_SHARE else None
     clocks = {each.answer.clock for each in good}
     return Figures(
         decode_tok_s=spread([each.decode_tok_s for each in good]),

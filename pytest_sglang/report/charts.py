@@ -13,6 +13,8 @@ from pytest_sglang.record.run import Run
 from pytest_sglang.record.values import Value
 from pytest_sglang.report.svg import DrawingError, Panel
 
+_BUDGET = "; the dashed line is the promised budget"
+
 
 class Chart(Value, frozen=True, kw_only=True):
     """A titled group of panels; ``empty`` says why there are none."""
@@ -48,7 +50,8 @@ def startup_chart(run: Run) -> Chart:
         return waterfall.panel(identity, item, waterfall.earlier_of(run, item))
 
     panels = tuple(_panel(f"sg-start-{number}", item, draw) for number, item in enumerate(run.startups, 1))
-    note = "Phases from launch to readiness; the dashed line is the promised budget. Each start has its own time axis."
+    drawn = any(">budget " in (each.svg or "") for each in panels)
+    note = f"Phases from launch to readiness{_BUDGET if drawn else ''}. Each start has its own time axis."
     if any(waterfall.earlier_of(run, item) for item in run.startups):
         note += (
             " Outlines are the last start of that kind in an earlier run (without injected faults); "
@@ -109,7 +112,9 @@ def throughput_chart(run: Run) -> Chart:
     from pytest_sglang.report import rounds
 
     panels = tuple(_panel(f"sg-rate-{number}", item, rounds.panel) for number, item in enumerate(run.throughputs, 1))
-    note = "One dot a round, the band is the confidence interval of the median; hollow dots are rounds that do not count."
+    note = (
+        "One dot a round, the band is the confidence interval of the median of this boot; hollow dots are rounds that do not count."
+    )
     return Chart(
         id="rate",
         title="Tokens per second by round",
@@ -142,15 +147,13 @@ def _sentence(text: str) -> str:
 
 
 def latency_chart(run: Run) -> Chart:
-    """Distributions of time to first token and time between tokens, of every measurement."""
+    """Distributions of TTFT (time to first token) and ITL (between tokens), of every measurement."""
     from pytest_sglang.report import latency
 
     panels: list[Panel] = []
     for number, item in enumerate(run.throughputs, 1):
         panels += _panels(f"sg-latency-{number}", item, latency.panels)
-    note = (
-        "Share of samples up to a latency, of all rounds that count; dots are the median and the percentiles that the samples earn."
-    )
+    note = "TTFT is the time to first token, ITL the time between tokens. Share of samples up to a latency, of all rounds that count; dots are the median and the percentiles that the samples earn."
     return Chart(
         id="latency",
         title="Latencies",
@@ -170,10 +173,13 @@ def power_chart(run: Run) -> Chart:
         items, broken = [], f"The recorded readings could not be understood: {type(error).__name__}: {error}"
     else:
         broken = "No power readings were taken in this run."
-    panels = tuple(_panel(f"sg-watts-{number}", item, watts.panel) for number, item in enumerate(items, 1))
+    panels = tuple(
+        _panel(f"sg-watts-{number}", {**item, "alone": len(items) == 1}, watts.panel) for number, item in enumerate(items, 1)
+    )
     note = (
-        "Board power as NVML reads it, not the wall. The dashed line is the enforced limit, shaded bands are measured rounds. "
-        "The strip below tells what held the clocks: blue the power cap, red heat, a brake or a slowdown."
+        "Board power as NVML reads it, not the wall. The dashed line is the enforced power limit, shaded bands are measured rounds. "
+        "The strip below tells the clocks event reasons: blue the power limit, red heat, a brake or a slowdown. "
+        "A mean here is of NVML's samples of one GPU; the table's is from the energy counters of all serving GPUs."
     )
     return Chart(id="watts", title="Power over time", note=note, panels=panels, empty=broken)
 

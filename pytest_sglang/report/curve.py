@@ -50,7 +50,7 @@ def conclusions(run: Run) -> list[str]:
     told = []
     for begin, end in curve.get("plateaus") or ():
         free = any(by_level[level].get("held_by") == "nothing" for level in by_level if begin <= level <= end)
-        told.append(f"plateau: {begin:g} to {end:g} W is no faster{' (the cap does not bind)' if free else ''}")
+        told.append(f"plateau: {begin:g} to {end:g} W is no faster{' (the power limit is not reached)' if free else ''}")
     efficient, suggested, fastest = (curve.get(name) for name in ("efficient_w", "suggested_w", "fastest_w"))
     if efficient is not None:
         edge = ", the lowest level measured: a lower one may be cheaper still" if curve.get("efficient_at_edge") else ""
@@ -85,7 +85,7 @@ def rows(run: Run) -> list[tuple[str, ...]]:
                 f"{watts:.0f} W" if watts is not None else "not read",
                 f"{energy:.1f}" if energy is not None else "not read",
                 f"{100 * each['tok_s'] / top:.0f} %",
-                each.get("held_by") or "not read",
+                str(each.get("held_by") or "not read").replace("power cap", "power limit").replace("nothing", "none"),
             )
         )
     return table
@@ -114,11 +114,14 @@ def lines(run: Run) -> list[str]:
 def panels(identity: str, run: Run) -> tuple[Panel, ...]:
     """Speed over cap with the promises, energy per token over cap. Raises DrawingError without matplotlib."""
     found = points(run)
-    speed = _panel(f"{identity}-rate", "Tokens per second by power cap", found, run, "tok_s", "tok/s")
+    speed = _panel(f"{identity}-rate", "Tokens per second by power limit", found, run, "tok_s", "tok/s")
     priced = [each for each in found if each.get("j_per_token") is not None]
     if len(priced) < 2:
-        return (speed, Panel(heading="Energy per token by power cap", missing="The energy of these levels could not be measured."))
-    return (speed, _panel(f"{identity}-energy", "Board energy per token by power cap", priced, run, "j_per_token", "J/token"))
+        return (
+            speed,
+            Panel(heading="Energy per token by power limit", missing="The energy of these levels could not be measured."),
+        )
+    return (speed, _panel(f"{identity}-energy", "Board energy per token by power limit", priced, run, "j_per_token", "J/token"))
 
 
 def _panel(identity: str, heading: str, found: list[dict[str, Any]], run: Run, name: str, unit: str) -> Panel:
@@ -193,7 +196,7 @@ def _axes(axes: Any, caps: list[float], unit: str) -> None:
 
     axes.yaxis.set_major_locator(MaxNLocator(5))
     axes.set_xticks(caps, [f"{cap:g}" for cap in caps])
-    axes.set_xlabel("power cap of a card, W")
+    axes.set_xlabel("power limit of a card, W")
     axes.spines["left"].set_visible(False)
     axes.grid(axis="y", color=svg.RULE, linewidth=0.7)
     axes.set_axisbelow(True)

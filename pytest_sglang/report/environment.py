@@ -17,7 +17,7 @@ NAMES = {
     "url": "URL",
     "control": "controlled by",
     "subject": "owner",
-    "pid": "process id",
+    "pid": "process id at the end",
     "version": "SGLang",
     "argv": "command line",
     "models": "served models",

@@ -56,7 +56,7 @@ def sizes(identity: str, item: dict[str, Any]) -> Panel:
     width, height, left, right = WIDTH, 92.0, 76.0, 76.0
     values = [value for _, value in points]
     heading = f"{kind} starts of {len(points)} runs"
-    note = f"bytes in all caches after the start, {points[0][0][:10]} to {points[-1][0][:10]}"
+    note = f"bytes in all caches after the start, {_between(points[0][0], points[-1][0])}"
     with svg.canvas(width, height) as drawing:
         drawing.margins(left, right, 14, 16)
         axes = drawing.axes
@@ -75,6 +75,13 @@ def sizes(identity: str, item: dict[str, Any]) -> Panel:
         told = ", ".join(f"{moment[:10]} {amount(value)}" for moment, value in points)
         picture = drawing.svg(identity=identity, title=f"Size of the compile caches, {heading}", description=f"{told}.")
     return Panel(heading=heading, note=note, svg=picture)
+
+
+def _between(first: str, last: str) -> str:
+    """Days, or times where it is one day: "2026-11-27, 20:02 to 21:40 UTC"."""
+    if first[:10] != last[:10]:
+        return f"{first[:10]} to {last[:10]}"
+    return f"{first[:10]}, {first[11:16]} to {last[11:16]} UTC"
 
 
 def amount(size: float) -> str:
@@ -124,7 +131,7 @@ def _gained(got: Mapping[str, Any]) -> str:
     entries = sum(names.values())
     parts = [
         _count(len(names), "new kernel name") + (f" in {entries} entries" if entries > len(names) else ""),
-        f"{_count(sum(variants.values()), 'variant')} of {_count(len(variants), 'kernel')}" if variants else "",
+        f"{_count(sum(variants.values()), 'new variant')} of {_count(len(variants), 'kernel')}" if variants else "",
         _count(got.get("new_graphs") or 0, "graph"),
         _count(got.get("new_autotune") or 0, "tuning result"),
     ]

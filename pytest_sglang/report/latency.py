@@ -13,7 +13,9 @@ from pytest_sglang.report.svg import Panel
 WIDTH, HEIGHT = 380.0, 200.0
 MOST_POINTS = 300
 """Points of a curve: more are no wider than a pixel."""
-_NAMES = {"ttft_s": "time to first token", "itl_s": "between tokens"}
+_NAMES = {"ttft_s": "TTFT (time to first token)", "itl_s": "ITL (between tokens)"}
+FEWEST = 10
+"""Of fewer samples there is a median, and no distribution."""
 
 
 def panels(identity: str, item: dict[str, Any]) -> list[Panel]:
@@ -25,15 +27,20 @@ def panels(identity: str, item: dict[str, Any]) -> list[Panel]:
         samples = sorted(float(value) * 1000 for each in rounds for value in each.get(key) or ())
         heading = f"{item.get('label') or 'measurement'}, {name}"
         share = float(found.get("merged_share") or 0.0) if key == "itl_s" else 0.0
-        unfair = f"unsure: {share:.1%} of the token events share a read with later ones" if share > MAX_MERGED_SHARE else None
-        if len(samples) >= 2:
+        unfair = (
+            f"unsure: {100 * share:.1f} % of the token events share a read with later ones" if share > MAX_MERGED_SHARE else None
+        )
+        if 0 < len(samples) < FEWEST:
+            told = f"Median {stats.median(samples):.3g} ms of {len(samples)} sample{'s' if len(samples) != 1 else ''}: "
+            out.append(Panel(heading=heading, missing=f"{told}a distribution needs {FEWEST}."))
+        elif samples:
             out.append(_panel(f"{identity}-{key[:-2]}", heading, samples, unfair))
     return out
 
 
 def note(samples: Sequence[float], unfair: str | None = None) -> str:
     """Median, percentiles that the number of samples earns, and the first that it does not. ``unfair``: why none is earned."""
-    told = f"{len(samples)} samples, median {stats.median(samples):.3g} ms"
+    told = f"{len(samples):,} samples, median {stats.median(samples):.3g} ms"
     if unfair is not None:
         return f"{told}, {unfair}"
     for q in (0.9, 0.99):

@@ -7,7 +7,7 @@ from typing import Any
 from pytest_sglang.report import svg
 from pytest_sglang.report.svg import Panel
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 380.0, 210.0, 38.0, 92.0, 18.0, 38.0
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 380.0, 210.0, 38.0, 126.0, 18.0, 38.0
 LABEL_GAP_PX = 14.0
 _NAMES = {"decode": "decode", "end_to_end": "end to end"}
 
@@ -53,13 +53,13 @@ def _lines(
         best = high if high is not None else median
         colour = svg.FAIL if best is not None and best < limit else svg.INK
         axes.axhline(limit, color=colour, linewidth=1.2, linestyle=(0, (3, 2)))
-        labels.append((limit, f"promised {limit:g}", colour))
+        labels.append((limit, f"promised {limit:g} tok/s", colour))
     if target is not None:
         axes.axhline(target, color=svg.MUTED, linewidth=1.0, linestyle=(0, (1, 2)))
-        labels.append((target, f"target {target:g}", svg.MUTED))
+        labels.append((target, f"target {target:g} tok/s", svg.MUTED))
     if median is not None:
         axes.axhline(median, color=svg.STRONG, linewidth=1.2)
-        labels.append((median, f"median {median:.1f}", svg.STRONG))
+        labels.append((median, f"median {median:.1f} tok/s", svg.STRONG))
     return labels
 
 
@@ -80,9 +80,9 @@ def _note(
 ) -> str:
     told = f"median {median:.1f} tok/s" if median is not None else "no median"
     if low is not None and high is not None:
-        told += f", {float(found.get('confidence') or 0):.0%} interval {low:.1f} to {high:.1f}"
+        told += f", {100 * float(found.get('confidence') or 0):g} % interval {low:.1f} to {high:.1f}"
     if limit is not None:
-        told += f", promised {limit:g}"
+        told += f", promised {limit:g} tok/s"
     told += f", {valid} round{'' if valid == 1 else 's'}"
     reasons = sorted({str(each["invalid_because"]) for each in found.get("discarded") or [] if each.get("invalid_because")})
     if not hollow:

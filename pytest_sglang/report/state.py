@@ -21,6 +21,16 @@ def parts(state: dict[str, Any]) -> list[str]:
     return told
 
 
+def found_line(state: dict[str, Any], nothing: str) -> str:
+    """The parts as they were before the run: what the run starts itself was not there then."""
+    server = state.get("server")
+    own = isinstance(server, dict) and server.get("run_owned") and not server.get("active") and "unreadable" not in server
+    told = parts(state)
+    if own:
+        told = ["no server running (this run starts its own)" if each == server_text(server or {}) else each for each in told]
+    return ", ".join(told) or nothing
+
+
 def line(state: dict[str, Any], nothing: str) -> str:
     """The parts in one line; ``nothing`` where there are none."""
     return ", ".join(parts(state)) or nothing

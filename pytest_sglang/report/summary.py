@@ -9,7 +9,7 @@ from typing import Any
 
 from pytest_sglang.record import units
 from pytest_sglang.record.run import Check, Run
-from pytest_sglang.report import environment, excerpts, since, state, view
+from pytest_sglang.report import alike, environment, excerpts, notes, since, state, view
 
 BLOCKS: tuple[str, ...] = ("headline", "not_checked", "promises", "since", "charts", "findings", "rig", "logs", "environment")
 """Templates of the page's blocks, in their order: what was not checked stands before what was."""
@@ -128,15 +128,16 @@ def _context(run: Run, level: int, folder: Path | None) -> dict[str, Any]:
         "not_checked": _by_reason(run),
         "rows": rows[: len(rows) - len(folded)],
         "folded": folded,
+        "interval": notes.interval_name(run),
         "then": {row.label: told for row in bad if (told := since.measured_then(run, row.label)) != row.measured},
         "log_of": {row.label: found for row in bad if (found := excerpts.link_for(row.id, row.cause, logs)) is not None},
         "logs": logs,
         "since": since.of(run, folder),
         "looked_in": since.looked_in(run),
         "charts": charts(run),
-        "findings": [(each.severity, view.finding_text(each), each.remedy) for each in view.all_findings(run)],
+        "findings": alike.told(view.all_findings(run)),
         "groups": environment.groups(run.environment),
-        "found": state.line(run.as_found, "not recorded"),
+        "found": state.found_line(run.as_found, "not recorded"),
         "left": state.as_left_line(run).removeprefix("rig as left: ").removesuffix(view.simulated_suffix(run)),
         "same": state.parts(run.as_found) == state.parts(run.as_left) and bool(run.as_left),
         "facts": [each for each in (when(run.started), took(run), f"run {run.run_id}") if each],

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from pytest_sglang.record.run import Run
 from pytest_sglang.record.values import Finding
-from pytest_sglang.report import cells, state, view
+from pytest_sglang.report import alike, cells, state, view
 
 Line = tuple[str, dict[str, Any]]
 """A line and its markup, as ``TerminalWriter.line(text, **markup)`` takes them."""
@@ -26,6 +27,8 @@ _HEAD = ("promise", "measured", "limit", "verdict")
 
 MOST = 18
 """Cells of a column: "22 min 04 s" and ">= 42.5 tok/s" fit."""
+SHARED = 5
+"""So many equal numbers in two checks of a power level are of one load."""
 SILENT = -2
 """``-qq``: the verdict alone, no table."""
 
@@ -96,20 +99,35 @@ def _table(run: Run, width: int, verbosity: int) -> list[Line]:
     wanted = max(len(_HEAD[0]), *(cells.width(each[0]) for each in texts))
     first = max(min(wanted, room), 12)
     lines: list[Line] = [(_columns(_HEAD, first, others), {"bold": True})]
+    told_by: dict[tuple[str, str, str], str] = {}
     for row, each in zip(rows, texts, strict=True):
         lines.append((_columns((cells.cut(each[0], first), *each[1:]), first, others), MARKUP[row.standing]))
         if row.cause:
             lines += [(text, {}) for text in cells.wrapped(row.cause, width, "    ", "    ")]
+        if row.note:
+            lines += [(text, {}) for text in cells.wrapped(row.note, width, "    ", "    ")]
         if verbosity > 0:
-            lines += [(text, {}) for told in _more(row) for text in cells.wrapped(told, width, "    ", "      ")]
+            lines += [(text, {}) for told in _more(row, told_by) for text in cells.wrapped(told, width, "    ", "      ")]
     if len(rows) < len(every):
         lines.append((f"{len(every) - len(rows)} pass", {"green": True}))
     return lines
 
 
-def _more(row: view.Row) -> list[str]:
-    """What ``-v`` adds: the promise, and every other number that was measured."""
-    numbers = [f"{name} {value}" for name, value in row.numbers]
+def _more(row: view.Row, told_by: dict[tuple[str, str, str], str]) -> list[str]:
+    """What ``-v`` adds: the promise, and every other number that was measured.
+
+    Numbers of one load, which several checks judge, are told once. ``told_by``: who told a number of a power level first; is added to.
+    """
+    level = row.label.removeprefix(row.id)
+    keys = [(level, name, value) for name, value in row.numbers]
+    tellers = Counter(told_by[key] for key in keys if level and key in told_by)
+    whose, count = tellers.most_common(1)[0] if tellers else ("", 0)
+    again = count >= SHARED
+    numbers = [f"{name} {value}" for key in keys for _, name, value in [key] if not (again and told_by.get(key) == whose)]
+    for key in keys:
+        told_by.setdefault(key, row.id)
+    if again:
+        return [row.promise, ", ".join([*numbers, f"{'the rest ' if numbers else ''}as {whose}"])]
     return [row.promise, *([", ".join(numbers)] if len(numbers) > 1 else [])]
 
 
@@ -154,9 +172,12 @@ def loose_failures(run: Run) -> list[Finding]:
 def _warnings(run: Run, width: int) -> list[Line]:
     """Failures that belong to no check, and warnings."""
     lines: list[Line] = []
-    for finding in [*loose_failures(run), *(each for each in view.all_findings(run) if each.severity == "warn")]:
+    for finding in alike.told([*loose_failures(run), *(each for each in view.all_findings(run) if each.severity == "warn")]):
         remedy = f" ({finding.remedy})" if finding.remedy else ""
         markup = {"red": True} if finding.severity == "fail" else {"yellow": True}
         word = "failure" if finding.severity == "fail" else "warning"
-        lines += [(text, markup) for text in cells.wrapped(f"{word}: {view.finding_text(finding)}{remedy}", width, "", "    ")]
+        lines += [(text, markup) for text in cells.wrapped(f"{word}: {finding.text}{remedy}", width, "", "    ")]
+        for subject, mend in finding.members:
+            both = f"{subject} ({mend})" if mend else subject
+            lines += [(text, markup) for text in cells.wrapped(both, width, "    ", "        ")]
     return lines

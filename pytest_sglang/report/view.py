@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from typing import Literal
 
 from pytest_sglang.record import units
 from pytest_sglang.record.run import Check, Limit, Measurement, Run
 from pytest_sglang.record.values import Finding, Value
+from pytest_sglang.report import notes
 
 Standing = Literal["fail", "inconclusive", "expected", "unexpected", "marginal", "pass"]
 SIMULATED = "SIMULATED"
@@ -29,25 +31,23 @@ LABELS: dict[str, str] = {
     "capture_s": "graph capture",
     "autotune_runs": "autotuning runs",
     "new_kernels": "new kernels",
-    "new_variants": "new variants of known kernels",
+    "new_variants": "kernels with new variants",
+    "variant_entries": "new variants",
     "decode_tok_s": "decode",
     "end_to_end_tok_s": "end to end",
     "aggregate_tok_s": "all streams together",
-    "ci_low_tok_s": "interval, low",
-    "ci_high_tok_s": "interval, high",
-    "ttft_ms": "time to first token",
-    "itl_ms": "between tokens",
-    "tpot_ms": "time per output token",
+    "ttft_ms": "TTFT (time to first token)",
+    "itl_ms": "ITL (between tokens)",
+    "tpot_ms": "TPOT (time per output token)",
     "rounds": "rounds",
     "failed_requests": "failed requests",
     "client_lag_ms": "lag of the client",
-    "mean_w": "mean board power",
+    "mean_w": "mean board power of all serving GPUs",
     "joules": "energy of the boards",
-    "error_j": "energy known to within",
     "j_per_token": "board energy per token",
     "tok_s_per_w": "tokens per second and watt",
-    "throttled_pct": "held by heat or a brake",
-    "power_cap_pct": "held by the power cap",
+    "throttled_pct": "clocks event reasons (heat or a brake)",
+    "power_cap_pct": "clocks event reasons (power limit)",
     "sm_mhz": "SM clock",
     "mem_mhz": "memory clock",
     "start_temperature_c": "temperature at the start",
@@ -57,6 +57,7 @@ LABELS: dict[str, str] = {
     "pcie_gen": "PCIe generation",
     "pcie_width": "PCIe width",
     "temperature_c": "temperature",
+    "pid": "process id at the first check",
     "clear_divergences": "clear divergences of answers",
     "near_ties": "forks at near ties",
     "sure_tokens": "tokens of which the model was sure",
@@ -69,11 +70,11 @@ NOUNS: dict[str, tuple[str, str]] = {
     "gpus": ("GPU", "GPUs"),
     "nvlink_links": ("link", "links"),
     "output_tokens": ("token", "tokens"),
-    "findings": ("finding", "findings"),
+    "findings": ("contradiction", "contradictions"),
     "xids": ("message", "messages"),
     "new_kernels": ("kernel", "kernels"),
     "recompiled_kernels": ("kernel", "kernels"),
-    "new_variants": ("variant", "variants"),
+    "new_variants": ("kernel", "kernels"),
     "new_graphs": ("graph", "graphs"),
     "autotune_runs": ("run", "runs"),
     "failed_requests": ("request", "requests"),
@@ -93,10 +94,16 @@ ASIDE: tuple[str, ...] = (
     "new_variants",
 )
 """Numbers worth a glance beside the one that a limit is about."""
+HELD: tuple[str, ...] = ("power_cap_pct", "sm_mhz", "start_temperature_c", "end_temperature_c")
+"""The same for what held the clocks."""
+_THOUSANDS = re.compile(r"^-?\d{4,}")
 
 
 class Row(Value, frozen=True, kw_only=True):
-    """One check as a line of the table of promises; every field is text that a person reads."""
+    """One check as a line of the table of promises; every field is text that a person reads.
+
+    ``note``: what a passing check says beside its numbers: warnings, what it was not promised, why a number is missing.
+    """
 
     id: str
     label: str
@@ -108,6 +115,7 @@ class Row(Value, frozen=True, kw_only=True):
     limit: str
     margin: str
     cause: str
+    note: str
     aside: tuple[tuple[str, str], ...]
     numbers: tuple[tuple[str, str], ...]
 
@@ -140,8 +148,14 @@ def value_text(measured: Measurement) -> str:
     if unit == "C":
         return f"{value:.0f} °C"
     if unit in ("", "count"):
-        return f"{value:g}" if abs(value) < 1e6 else f"{value:.0f}"
-    return units.show(value, unit)
+        told = f"{value:g}" if abs(value) < 1e6 else f"{value:.0f}"
+        return thousands(told) if unit else told
+    return thousands(units.show(value, unit))
+
+
+def thousands(text: str) -> str:
+    """Commas in the number that a text begins with: "8,960 J"."""
+    return _THOUSANDS.sub(lambda found: f"{int(found[0]):,}", text)
 
 
 def counted(text: str, quantity: str | None, value: object) -> str:
@@ -163,13 +177,15 @@ def promised_text(value: float | int | str | bool, unit: str) -> str:
         if value < 120:
             return f"{value:g} s"
         return units.duration(value).removesuffix(" 00 s").removesuffix(" 00 min")
-    return f"{value:g} {unit}"
+    return thousands(f"{value:g} {unit}")
 
 
 def limit_text(limit: Limit | None, quantity: str | None = None) -> str:
     """The limit with its comparison: ">= 42 tok/s"; empty without one. ``quantity``: what it is about."""
     if limit is None:
         return ""
+    if limit.unit == "count" and limit.value == 0 and limit.op in ("<=", "=="):
+        return "0"
     value = counted(promised_text(limit.value, limit.unit), quantity, limit.value)
     return value if limit.op == "==" else f"{limit.op} {value}"
 
@@ -192,6 +208,8 @@ def margin_text(check: Check) -> str:
     found = primary(check)
     if found is None or check.limit is None or check.limit.op == "==" or found.unit != check.limit.unit:
         return ""
+    if notes.any_count(check):
+        return ""
     value, limit = _number(found.value), _number(check.limit.value)
     if value is None or limit is None or (limit == 0 and found.unit not in ("", "count", "%")):
         return ""
@@ -209,9 +227,11 @@ def interval_text(check: Check) -> str:
     """The confidence interval of a measured rate: "43.1 to 43.7"; empty without one or where the limit is about something else."""
     if check.quantity is not None and not check.quantity.endswith("_tok_s"):
         return ""
-    low, high = (
-        _number(check.measured[name].value) if name in check.measured else None for name in ("ci_low_tok_s", "ci_high_tok_s")
-    )
+    return _both(check, "ci_low_tok_s", "ci_high_tok_s")
+
+
+def _both(check: Check, *names: str) -> str:
+    low, high = (_number(check.measured[name].value) if name in check.measured else None for name in names)
     return "" if low is None or high is None else f"{low:.1f} to {high:.1f}"
 
 
@@ -244,13 +264,13 @@ def _line(text: str) -> str:
     return " ".join(text.split())
 
 
-def row(check: Check) -> Row:
-    """The check as texts."""
+def row(check: Check, run: Run | None = None) -> Row:
+    """The check as texts; its ``run`` tells the confidence of intervals, and why a number is missing."""
     stands = standing(check)
     found = primary(check)
-    numbers = tuple((_name(name), value_text(value)) for name, value in check.measured.items())
     others = {name: value for name, value in check.measured.items() if value is not found}
-    glance = [name for name in ASIDE if name in others] or list(others)[:4]
+    worth = HELD if check.quantity == "throttled_pct" else ASIDE
+    glance = [name for name in worth if name in others] or list(others)[:4]
     aside = tuple((_name(name), value_text(others[name])) for name in glance)
     return Row(
         id=check.id,
@@ -263,15 +283,30 @@ def row(check: Check) -> Row:
         limit=limit_text(check.limit, check.quantity),
         margin=margin_text(check),
         cause=cause_text(check),
+        note="; ".join(filter(None, (notes.of(check), notes.no_energy(check, run) if run is not None else ""))),
         aside=aside,
-        numbers=numbers,
+        numbers=_numbers(check, notes.interval_name(run) if run is not None else "confidence interval"),
     )
+
+
+def _numbers(check: Check, name_of_interval: str) -> tuple[tuple[str, str], ...]:
+    """All numbers; an interval and a number with its uncertainty are one each."""
+    told = []
+    interval, error = _both(check, "ci_low_tok_s", "ci_high_tok_s"), check.measured.get("error_j")
+    for name, value in check.measured.items():
+        if name == "ci_low_tok_s" and interval:
+            told.append((name_of_interval, interval))
+        elif name == "joules" and error is not None:
+            told.append((_name(name), notes.within(value, error)))
+        elif not (name == "ci_high_tok_s" and interval) and not (name == "error_j" and "joules" in check.measured):
+            told.append((_name(name), value_text(value)))
+    return tuple(told)
 
 
 def rows(run: Run) -> list[Row]:
     """All checks, what needs a person first, else in the order in which they were made."""
     order = list(WORDS)
-    return sorted((row(check) for check in run.checks), key=lambda each: order.index(each.standing))
+    return sorted((row(check, run) for check in run.checks), key=lambda each: order.index(each.standing))
 
 
 def verdict_word(run: Run) -> str:

@@ -9,19 +9,20 @@ from pytest_sglang.record import units
 from pytest_sglang.report import svg
 from pytest_sglang.report.svg import Panel
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 330.0, 124.0, 34.0, 58.0, 20.0, 22.0
-STRIP, BELOW, APART = 6.0, 54.0, 20.0
-"""Heights of the strip of reasons and of the plot of clock and temperature below the watts, and the space above that, in pixels."""
+WIDTH, ALONE, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 350.0, 660.0, 124.0, 38.0, 78.0, 20.0, 22.0
+"""``ALONE``: width of the only panel."""
+STRIP, NAME, BELOW, APART = 6.0, 16.0, 54.0, 22.0
+"""Heights of the strip of reasons, of its name and of the plot of clock and temperature below the watts, and the space above that, in pixels."""
 _COLOURS = {"sw_power_cap": svg.ACCENT, "sync_boost": svg.WARN, "board_limit": svg.WARN, "reliability": svg.WARN}
 _HARMLESS = ("", "gpu_idle", "applications_clocks_setting", "display_clock_setting")
 _WORDS = {
-    "sw_power_cap": "power cap",
+    "sw_power_cap": "power limit",
     "gpu_idle": "idle",
     "sw_thermal_slowdown": "heat",
     "hw_thermal_slowdown": "heat (hardware)",
     "hw_power_brake_slowdown": "power brake",
     "hw_slowdown": "hardware slowdown",
-    "": "nothing",
+    "": "none",
 }
 GAP_FACTOR = 8.0
 """A pause of so many usual steps between two readings is a gap in the line, not a straight line across it."""
@@ -73,8 +74,8 @@ def panel(identity: str, item: dict[str, Any]) -> Panel:
     some = ", ".join(f"{each:g}" for each in levels) if len(levels) < 4 else f"{levels[0]:g} to {levels[-1]:g}"
     note += f", limit {some} W" if levels else ", limit not read"
     note += _beside(item)
-    extra = (STRIP if "held" in item else 0.0) + (BELOW + APART if "mhz" in item or "c" in item else 0.0)
-    with svg.canvas(WIDTH, HEIGHT + extra) as drawing:
+    extra = (STRIP + NAME if "held" in item else 0.0) + (BELOW + APART if "mhz" in item or "c" in item else 0.0)
+    with svg.canvas(ALONE if item.get("alone") else WIDTH, HEIGHT + extra) as drawing:
         drawing.margins(LEFT, RIGHT, TOP, BOTTOM + extra)
         axes = drawing.axes
         begin, end = min(times), max(times)
@@ -85,7 +86,16 @@ def panel(identity: str, item: dict[str, Any]) -> Panel:
         axes.plot(*_with_gaps(times, limits), color=svg.INK, linewidth=1.1, linestyle=(0, (3, 2)))
         if levels:
             last = _numbers(limits)[-1]
-            axes.text(1.02, last, f"limit {last:g}", transform=axes.get_yaxis_transform(), ha="left", va="center", color=svg.INK)
+            axes.annotate(
+                f"limit {last:g} W",
+                (1, last),
+                xycoords=axes.get_yaxis_transform(),
+                xytext=(6, 0),
+                textcoords="offset points",
+                ha="left",
+                va="center",
+                color=svg.INK,
+            )
         _axes(axes)
         _lower(drawing, item)
         picture = drawing.svg(
@@ -152,7 +162,7 @@ def _beside(item: dict[str, Any]) -> str:
     clocks, degrees, held = _numbers(kept("mhz")), _numbers(kept("c")), kept("held")
     parts = []
     if clocks:
-        parts.append(f"SM {sum(clocks) / len(clocks):.0f} MHz")
+        parts.append(f"SM {sum(clocks) / len(clocks):,.0f} MHz")
     if degrees:
         span = f"{degrees[0]:.0f} to {degrees[-1]:.0f}" if round(degrees[0]) != round(degrees[-1]) else f"{degrees[0]:.0f}"
         parts.append(f"{span} °C")
@@ -161,7 +171,8 @@ def _beside(item: dict[str, Any]) -> str:
         told = ", ".join(
             f"{_WORDS.get(name, name.replace('_', ' '))} {100 * share:.0f} %" for share, name in shares if share >= 0.01
         )
-        parts.append("idle" if set(held) == {"gpu_idle"} else f"clocks held by {told}")
+        told = "none" if set(held) == {""} else told
+        parts.append("idle" if set(held) == {"gpu_idle"} else f"clocks event reasons: {told}")
     return "".join(f"; {part}" for part in parts)
 
 
@@ -176,14 +187,19 @@ def _lower(drawing: svg.Canvas, item: dict[str, Any]) -> None:
         for begin, end, reason in _runs(item["t"], item["held"]):
             if reason not in _HARMLESS:
                 strip.axvspan(begin, end, color=_COLOURS.get(reason, svg.FAIL), linewidth=0)
-        strip.text(1.02, 0.5, "held by", transform=strip.transAxes, ha="left", va="center", color=svg.MUTED)
+        none = all(reason in _HARMLESS for reason in item["held"] if reason is not None)
+        idle = {reason for reason in item["held"] if reason is not None} == {"gpu_idle"}
+        name = f"clocks event reasons{': idle' if idle else ': none' if none else ''}"
+        strip.text(0, 1 + 3 / STRIP, name, transform=strip.transAxes, ha="left", va="bottom", color=svg.MUTED)
     if "mhz" in item or "c" in item:
         clock = _below(drawing, 6.0, BELOW)
         clock.plot(*_with_gaps(item["t"], item.get("mhz") or []), color=svg.INK, linewidth=1.1)
-        clock.set_ylim(0, max([*_numbers(item.get("mhz") or []), 1.0]) * 1.15)
-        clock.yaxis.set_major_locator(MaxNLocator(3))
+        highest = max([*_numbers(item.get("mhz") or []), 1.0])
+        ticks = [float(each) for each in MaxNLocator(3).tick_values(0, highest * 1.02)]
+        clock.set_ylim(0, ticks[-1])
+        clock.set_yticks(ticks, [f"{each:,.0f}" for each in ticks])
         clock.grid(axis="y", color=svg.RULE, linewidth=0.7)
-        clock.text(-0.02, 1.05, "MHz", transform=clock.transAxes, ha="right", va="bottom", color=svg.MUTED)
+        clock.text(0, 1.08, "SM clock, MHz", transform=clock.transAxes, ha="left", va="bottom", color=svg.MUTED)
         warm = clock.twinx()
         warm.plot(*_with_gaps(item["t"], item.get("c") or []), color=svg.WARN, linewidth=1.1, linestyle=(0, (1, 1)))
         warm.set_ylim(0, 110)
@@ -191,7 +207,7 @@ def _lower(drawing: svg.Canvas, item: dict[str, Any]) -> None:
         warm.tick_params(length=0)
         warm.spines["right"].set_visible(False)
         warm.spines["left"].set_visible(False)
-        clock.text(1.02, 1.05, "°C (dots)", transform=clock.transAxes, ha="left", va="bottom", color=svg.MUTED)
+        clock.text(1, 1.08, "°C (dots)", transform=clock.transAxes, ha="right", va="bottom", color=svg.MUTED)
 
 
 def _below(drawing: svg.Canvas, bottom: float, height: float) -> Any:

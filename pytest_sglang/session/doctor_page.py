@@ -10,7 +10,7 @@ WIDTH = 80
 REASONS = {
     "gpu_idle": "idle",
     "applications_clocks_setting": "clock setting",
-    "sw_power_cap": "power cap",
+    "sw_power_cap": "power limit",
     "hw_slowdown": "HARDWARE SLOWDOWN",
     "sync_boost": "SYNC BOOST",
     "sw_thermal_slowdown": "HEAT (software)",

@@ -55,7 +55,10 @@ def observe(
     rounds, by_card = _energies(window, result.rounds, hardware.serving)
     # a round whose tokens do not count was a load on the cards all the same
     loaded = result.rounds or tuple(each for each in result.discarded if each.output_tokens)
-    cards = tuple(_worked(window, card, loaded, held, by_card.get(card.uuid)) for card in hardware.serving)
+    cards = tuple(
+        msgspec.structs.replace(_worked(window, card, loaded, held, by_card.get(card.uuid)), streams=result.streams)
+        for card in hardware.serving
+    )
     level = deployment.scope.power_w if deployment.scope is not None else None
     deployment.worked[level] = cards
     deployment.last_reasons = {card.label: card.reasons for card in cards if card.reasons} or None

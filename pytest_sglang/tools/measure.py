@@ -136,7 +136,7 @@ def lines(measured: Measured) -> list[str]:
     accepted = "" if found.accept_length is None else f", {found.accept_length:.2f} accepted a verification"
     if whole:
         out.append(f"{'tokens':<11}{found.output_tokens:,} by the answers{server}{accepted}")
-        merged = f"{found.merged_share:.1%} of the events merged"
+        merged = f"{100 * found.merged_share:.1f} % of the events merged"
         stamped = "the kernel's time stamps" if found.stamps == "kernel" else "the client's own time stamps"
         out.append(f"{'client lag':<11}{_number(found.client_lag_ms, 'ms')}, {stamped}, {merged}")
     out += [f"{'not known':<11}{each}" for each in measured.unknown]

@@ -14,6 +14,6 @@ def test_inflated_usage_is_inconclusive_and_no_pass(tmp_path: Path) -> None:
     check = next(each for each in run["checks"] if each["id"] == "decode-throughput")
     assert check["verdict"] == "inconclusive"
     assert verdicts(run)["decode-throughput"] == TABLE["inflated-usage"]["decode-throughput"] == "inconclusive"
-    assert check["inconclusive_because"].startswith("3 x answers and server counters disagree by 9% (128 and 117 tokens): ")
+    assert check["inconclusive_because"].startswith("3 x answers and server counters disagree by 9 % (128 and 117 tokens): ")
     assert "client_lag_ms" in check["measured"]
     assert "SIMULATED" in done.stdout

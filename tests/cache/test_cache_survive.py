@@ -129,7 +129,7 @@ def test_a_cache_in_tmp_is_a_finding_with_the_line_for_the_unit(world: World) ->
             "cache-in-tmp",
             "warn",
             "/tmp/torchinductor_sg",
-            "inductor cache: it lies in /tmp, which anybody may empty, many systems at a reboot: the start after that is a cold one",
+            "inductor cache: it lies in /tmp, which many systems empty at boot: the start after that is a cold one",
             "Environment=TORCHINDUCTOR_CACHE_DIR=/home/sg/.cache/sglang/inductor",
         )
     ]

@@ -63,7 +63,7 @@ def test_a_merged_share_above_one_percent_decides_no_itl_limit() -> None:
     for limit_s in (0.001, 1.0):
         judged = max_itl_p99(measured(merged_share=0.011), limit_s)
         assert judged.verdict == "inconclusive"
-        assert "1.1% of the token events have no time of their own" in judged.message
+        assert "1.1 % of the token events have no time of their own" in judged.message
     assert max_itl_p99(measured(merged_share=0.01), 0.026).verdict == "pass"
 
 

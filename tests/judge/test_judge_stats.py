@@ -119,7 +119,7 @@ def test_drift_agrees_with_a_linear_regression() -> None:
     # both ends of the line and as far again below the last round
     assert found.high > 50
     assert found.low < 46.6 * 46.6 / 50
-    assert str(found).startswith("-7.1% over the rounds (p = ")
+    assert str(found).startswith("-7.1 % over the rounds (p = ")
 
 
 def test_a_small_or_uncertain_trend_is_no_drift() -> None:

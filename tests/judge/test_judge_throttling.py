@@ -1,4 +1,4 @@
-"""What limited the cards: the power cap is expected, heat and brakes break the promise, unreadable is never a pass."""
+"""What limited the cards: the power limit is expected, heat and brakes break the promise, unreadable is never a pass."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def kinds(judged) -> list[tuple[str, str, str]]:
 def test_the_power_cap_is_the_normal_state_of_a_capped_card():
     judged = throttling([worked(start_c=40, middle_c=41, end_c=42), worked("GPU 1", reasons={**CAPPED, "sw_power_cap": 0.95})])
     assert (judged.verdict, judged.findings) == ("pass", ())
-    assert judged.message == "the power cap held the clocks of 2 GPUs for 95 to 99 % of the time, nothing else did"
+    assert judged.message == "clocks event reasons of 2 GPUs: the power limit for 95 to 99 % of the time, nothing else"
     assert {name: each.value for name, each in judged.measured.items()} == {
         "throttled_pct": 0.0,
         "power_cap_pct": 95.0,
@@ -67,7 +67,10 @@ def test_a_cap_that_never_bound_is_a_plateau_and_no_fault():
     assert judged.verdict == "pass"
     assert kinds(judged) == [("cap-not-binding", "info", "GPU 0")]
     assert "draws 341 W of 370 W" in judged.findings[0].detail
-    assert judged.message == "nothing held the clocks of 1 GPUs: the power cap never bound (a plateau)"
+    judged = throttling([worked(reasons=dict.fromkeys(CAPPED, 0.0), streams=1)])
+    told = "power limit not reached in this workload (1 stream): a higher limit would not help it"
+    assert judged.findings[0].detail == told
+    assert judged.message == "clocks event reasons of 1 GPUs: none (power limit not reached, a plateau)"
 
 
 def test_unreadable_reasons_are_inconclusive_and_can_be_waived():

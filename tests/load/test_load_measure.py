@@ -209,12 +209,12 @@ def test_an_interrupt_in_a_round_ends_the_watching_thread() -> None:
 
 def test_counters_that_disagree_again_and_again_end_it_with_the_first_numbers() -> None:
     def wrong(index: int) -> Round:
-        return a_round(index, invalid_because=f"{module.COUNTERS} by {index + 9}% (256 and {230 + index} tokens): why")
+        return a_round(index, invalid_because=f"{module.COUNTERS} by {index + 9} % (256 and {230 + index} tokens): why")
 
     rig = Rig(wrong)
     found = rig.measure(max_rounds=9)
     assert rig.asked == [1, 2, 3]
-    assert found.failures == {f"{module.COUNTERS} by 10% (256 and 231 tokens): why": 3}
+    assert found.failures == {f"{module.COUNTERS} by 10 % (256 and 231 tokens): why": 3}
     assert (found.ci_low, found.decode_tok_s, found.failed) == (None, None, 0)
 
 

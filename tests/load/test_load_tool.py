@@ -164,7 +164,7 @@ def test_counters_that_contradict_the_answers_make_it_inconclusive(capsys: pytes
     with truth_server(Script(**FAST, counted=0.9)) as truth:
         code, out, _ = run(capsys, truth.url, "--tokens=20", "--requests=5")
     assert code == 6
-    assert "INCONCLUSIVE: answers and server counters disagree by 10% (100 and 90 tokens): the usage tells of tokens" in out
+    assert "INCONCLUSIVE: answers and server counters disagree by 10 % (100 and 90 tokens): the usage tells of tokens" in out
 
 
 @pytest.mark.parametrize(("running", "code"), [(3, 0), (5, 6)])

@@ -39,10 +39,24 @@ def test_the_table_of_a_sweep_fits_into_80_columns() -> None:
     begin = next(number for number, line in enumerate(lines) if line.startswith("power curve:"))
     assert lines[begin] == "power curve: decode of 1 stream, NVLink 0-1 and 2-3, SGLang 0.5.11, home-70b-awq"
     assert lines[begin + 1].split() == ["cap", "tok/s", "interval", "promise", "power", "J/token", "of", "top", "held", "by"]
-    assert lines[begin + 2].split() == ["250", "W", "43.0", "42.6-43.4", ">=", "42", "975", "W", "23.3", "74", "%", "power", "cap"]
+    assert lines[begin + 2].split() == [
+        "250",
+        "W",
+        "43.0",
+        "42.6-43.4",
+        ">=",
+        "42",
+        "975",
+        "W",
+        "23.3",
+        "74",
+        "%",
+        "power",
+        "limit",
+    ]
     assert lines[begin + 3].split()[4] == "none"
     text = " ".join(" ".join(line.split()) for line in lines[begin:])
-    assert "plateau: 350 to 370 W is no faster (the cap does not bind)" in text
+    assert "plateau: 350 to 370 W is no faster (the power limit is not reached)" in text
     assert "most efficient: 300 W, 22.4 J/token" in text
     assert "suggested cap: 350 W, the lowest within 5 % of full speed (58.4 tok/s at 390 W): 96 %" in text
     assert "by its median" not in text
@@ -117,9 +131,13 @@ def panel(**more: Any):
 def test_clock_temperature_and_what_held_the_clocks_stand_below_the_watts() -> None:
     held = ["sw_power_cap"] * 12 + ["hw_power_brake_slowdown"] * 8
     drawn = panel(c=[40 + each for each in range(20)], mhz=[975] * 20, held=held)
-    assert drawn.note.endswith("; SM 975 MHz; 42 to 58 °C; clocks held by power cap 59 %, power brake 41 %")
+    assert drawn.note.endswith("; SM 975 MHz; 42 to 58 °C; clocks event reasons: power limit 59 %, power brake 41 %")
     assert "var(--sg-fail" in drawn.svg
-    assert "held by" in drawn.svg
+    assert ">clocks event reasons</text>" in drawn.svg
+    nothing = panel(held=[""] * 20, mhz=[1980] * 20)
+    assert nothing.note.endswith("; SM 1,980 MHz; clocks event reasons: none")
+    assert ">clocks event reasons: none</text>" in nothing.svg
+    assert ">2,400</text>" in nothing.svg, "a tick above the clock"
     assert panel(held=["gpu_idle"] * 20).note.endswith("; idle")
     assert "°C" not in panel(c=[None] * 20, mhz=[None] * 20, held=[None] * 20).note
 
@@ -127,7 +145,7 @@ def test_clock_temperature_and_what_held_the_clocks_stand_below_the_watts() -> N
 def test_a_record_without_them_is_drawn_as_before() -> None:
     drawn = panel()
     assert drawn.note == "mean 240 W in the rounds, highest 240 W, limit 250 W"
-    assert "held by" not in drawn.svg
+    assert "clocks event reasons" not in drawn.svg
 
 
 def test_many_levels_are_told_as_a_span() -> None:

@@ -28,10 +28,10 @@ def test_each_start_tells_what_it_added_to_which_cache():
     warm, cold, *_ = charts.cache_chart(samples.run()).panels
     assert warm.note == "warm start, 118 → 147 entries, +285 kB, no new kernel name"
     assert cold.note == "cold start, 0 → 118 entries, +1.1 MB, 30 new kernel names"
-    assert {"+285 kB", "29 variants of 2 kernels", "nothing new", "44.5 kB", "FX graphs"} <= set(texts(warm))
+    assert {"+285 kB", "29 new variants of 2 kernels", "nothing new", "44.5 kB", "FX graphs"} <= set(texts(warm))
     assert {"30 new kernel names in 110 entries", "27 tuning results", "8 graphs", "+16.7 kB"} <= set(texts(cold))
     assert (
-        "triton 1.1 MB before, 29 variants of 2 kernels, +285 kB in 232 files; inductor 44.5 kB before, nothing new"
+        "triton 1.1 MB before, 29 new variants of 2 kernels, +285 kB in 232 files; inductor 44.5 kB before, nothing new"
         in described(warm)
     )
 
@@ -67,7 +67,7 @@ def test_a_record_without_sizes_says_so():
     diff = {"caches": [{"cache": "triton", "path": "/c", "files": 8, "bytes": 900, "new_variants": {"k": 1}}], "before_entries": 9}
     panel = one({**diff, "bytes": 900})
     assert panel.note == "warm start, 9 → 10 entries, +900 B, no new kernel name, sizes before are not in this record"
-    assert "1 variant of 1 kernel" in texts(panel)
+    assert "1 new variant of 1 kernel" in texts(panel)
     assert "before," not in described(panel)
 
 

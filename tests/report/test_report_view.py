@@ -44,7 +44,8 @@ def test_a_value_reads_as_a_person_writes_it(value, unit, text):
         (Limit("<=", 1290.0, "s"), "<= 21 min 30 s"),
         (Limit("==", 250.0, "W"), "250 W"),
         (Limit("==", True, ""), "yes"),
-        (Limit("<=", 0, "count"), "<= 0"),
+        (Limit("<=", 0, "count"), "0"),
+        (Limit("==", 0, "count"), "0"),
     ],
 )
 def test_a_limit_reads_as_it_was_promised(limit, text):
@@ -130,11 +131,12 @@ def test_a_row_tells_the_other_numbers_aside():
     row = view.row(samples.rate_check("pass", 43.42, 42.0))
     assert row.aside == (
         ("end to end", "42.8 tok/s"),
-        ("time to first token", "88.4 ms"),
-        ("mean board power", "968.2 W"),
+        ("TTFT (time to first token)", "88.4 ms"),
+        ("mean board power of all serving GPUs", "968.2 W"),
         ("board energy per token", "22.6 J/token"),
     )
-    assert len(row.numbers) == 11
+    assert ("confidence interval", "43.1 to 43.7") in row.numbers
+    assert len(row.numbers) == 10
     odd = view.row(samples.check("x", measured={"own_number": Measurement(1, ""), "other": Measurement(2, "")}))
     assert odd.aside == (("own number", "1"), ("other", "2"))
 

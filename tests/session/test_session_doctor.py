@@ -68,7 +68,7 @@ def test_each_fault_is_shown_and_fails(capsys: pytest.CaptureFixture[str], fault
 def test_the_page_shows_what_holds_the_clocks_and_the_matrix(capsys: pytest.CaptureFixture[str]) -> None:
     _, text = page(capsys)
     lines = text.splitlines()
-    assert any("gen 4 x16" in line and "power cap" in line for line in lines)
+    assert any("gen 4 x16" in line and "power limit" in line for line in lines)
     assert any("gen 1 x16" in line and "idle" in line for line in lines)
     assert "GPU0  X     NV4   NODE  NODE  NODE  NODE" in lines
     assert any("the server" in line for line in lines)
