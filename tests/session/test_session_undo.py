@@ -125,6 +125,7 @@ def test_our_own_locks_do_not_keep_us_from_undoing(state: Path, dials: list[Path
 @pytest.mark.parametrize(
     ("pid", "alive", "action"),
     [(1, True, "owner alive"), (None, True, "owner alive"), (1, False, "undone"), (os.getpid(), True, "undone")],
+    ids=["alive", "hidden", "dead", "ours"],  # the same names in every worker
 )
 def test_only_a_living_other_process_that_took_the_shared_lock_counts(
     state: Path, dials: list[Path], monkeypatch: pytest.MonkeyPatch, pid: int | None, alive: bool, action: str
