@@ -132,7 +132,7 @@ class Compared(Value, frozen=True, kw_only=True):
             parts.append(f"{_count(len(self.clear), 'clear divergence')}, the clearest: {self.clear[0]}")
         if self.near:
             worst = max(each.moved for each in self.near)
-            parts.append(f"{_count(len(self.near), 'fork')} at near ties (by at most {_nats(worst)})")
+            parts.append(f"{_count(len(self.near), 'fork')} at near ties (by {_nats(worst, 'at most ')})")
         if self.forks and behind > 0:
             parts.append(f"{_count(behind, 'token')} behind {'it' if len(self.forks) == 1 else 'them'} not compared")
         if self.mean_nats is not None and (self.mean_nats > MEAN_NATS or self.forks):
@@ -140,8 +140,8 @@ class Compared(Value, frozen=True, kw_only=True):
         return "; ".join(parts)
 
 
-def _nats(number: float) -> str:
-    return "less than 0.01 nats" if number < 0.01 else f"{number:.2f} nats"
+def _nats(number: float, before: str = "") -> str:
+    return "less than 0.01 nats" if number < 0.01 else f"{before}{number:.2f} nats"
 
 
 def _count(number: int, what: str) -> str:
