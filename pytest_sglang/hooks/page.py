@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pytest_sglang.hooks.active import Active
+
+if TYPE_CHECKING:
+    from pytest_sglang.record.run import Run
 
 
 def attach(active: Active, session: pytest.Session) -> None:
@@ -46,7 +49,20 @@ def blocks(active: Active) -> list[str]:
     if active.recorder is None:
         return []
     run = active.recorder.run
-    return [*summary.summary_html(run, folder=active.recorder.folder), summary.below_heading(run, len(active.items))]
+    try:
+        return [*summary.summary_html(run, folder=active.recorder.folder), summary.below_heading(run, len(active.items))]
+    except Exception as error:
+        return [_not_drawn(run, error)]
+
+
+def _not_drawn(run: Run, error: Exception) -> str:
+    """The verdict stands in run.json and in the terminal: a page that cannot be drawn must not turn it into an internal error."""
+    from html import escape
+
+    from pytest_sglang.report import view
+
+    why = escape(f"{type(error).__name__}: {error}")
+    return f"<h3>{escape(view.headline(run))}</h3><p>The page could not be drawn ({why}). Everything is in run.json.</p>"
 
 
 def summarise(active: Active, prefix: list[Any]) -> None:
@@ -60,4 +76,8 @@ def standalone(active: Active) -> None:
     from pytest_sglang.report import standalone as own
 
     if active.recorder is not None and not active.config.pluginmanager.hasplugin("html"):
-        write_atomic(active.recorder.folder / "report.html", own.render(active.recorder.run, active.recorder.folder))
+        try:
+            page = own.render(active.recorder.run, active.recorder.folder)
+        except Exception as error:
+            page = f'<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>report</title>{_not_drawn(active.recorder.run, error)}</html>'
+        write_atomic(active.recorder.folder / "report.html", page)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import functools
+import html as html_module
 import html.parser
 import re
+from types import SimpleNamespace
 
 import pytest
 import report_samples as samples
 
+from pytest_sglang.hooks import page
 from pytest_sglang.record.run import Check, Measurement, NotChecked, Run
 from pytest_sglang.record.values import Finding
-from pytest_sglang.report import environment, standalone, summary
+from pytest_sglang.report import environment, standalone, summary, view
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
 
@@ -260,3 +263,18 @@ def test_pytest_htmls_table_leaves_out_what_simply_passed_where_there_are_hundre
     assert summary.cells_below(bad, 5000) == summary.row_cells(bad)
     assert "9 checks that simply passed are listed in the table of promises only" in summary.below_heading(samples.run(), 5000)
     assert "simply passed" not in summary.below_heading(samples.run(), 9)
+
+
+def test_a_page_that_cannot_be_drawn_costs_the_page_and_not_the_verdict(monkeypatch, tmp_path):
+    def broken(*_, **__):
+        raise KeyError("<no such field>")
+
+    run = samples.run()
+    config = SimpleNamespace(pluginmanager=SimpleNamespace(hasplugin=lambda name: False))
+    active = SimpleNamespace(recorder=SimpleNamespace(run=run, folder=tmp_path), items=[], config=config)
+    monkeypatch.setattr(summary, "summary_html", broken)
+    (told,) = page.blocks(active)
+    assert view.headline(run) in html_module.unescape(told)
+    assert "&lt;no such field&gt;" in told
+    page.standalone(active)
+    assert "could not be drawn" in (tmp_path / "report.html").read_text()
