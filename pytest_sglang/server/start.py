@@ -15,7 +15,14 @@ from pytest_sglang.server.control import Controller
 from pytest_sglang.server.log import LogLine, LogSource
 from pytest_sglang.server.phases import Timeline
 
-_OWN_TRAFFIC = ('"GET /health', '"GET /ready', '"GET /v1/models', "Health check request received")
+_OWN_TRAFFIC = (
+    '"GET /health',
+    '"GET /ready',
+    '"GET /v1/models',
+    '"GET /v1/loads',
+    '"GET /server_info',
+    "Health check request received",
+)
 
 FailureKind = Literal["died", "hang", "not ready"]
 

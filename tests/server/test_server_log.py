@@ -10,6 +10,7 @@ import pytest
 
 from pytest_sglang.server import log
 from pytest_sglang.server.sources import ContainerLog, JournalLog
+from pytest_sglang.server.start import LogWatch
 
 
 def test_ranks_milliseconds_and_local_time_are_read_from_the_stamp() -> None:
@@ -196,3 +197,18 @@ def test_a_text_is_followed_by_position() -> None:
     source = log.TextLog("abc", name="-")
     assert (source.read(), source.describe(), source.end()) == ("abc", "-", 3)
     assert source.tail_from(1) == ("bc", 3)
+
+
+def test_the_echo_of_our_own_looking_is_no_sign_of_life(tmp_path: Path) -> None:
+    """A real server that is stopped still answers /v1/loads from memory, and writes a line for it."""
+    path = tmp_path / "server.log"
+    path.write_text("")
+    source = log.FileLog(path)
+    watch = LogWatch(source, source.end(), 0.0)
+    for asked in ("/health", "/ready", "/v1/models", "/v1/loads", "/server_info"):
+        with path.open("a") as file:
+            file.write(f'INFO:     127.0.0.1:1 - "GET {asked} HTTP/1.1" 200 OK\n')
+        assert not watch.poll(), asked
+    with path.open("a") as file:
+        file.write("[2026-01-02 03:04:09] Load weight end.\n")
+    assert watch.poll()
