@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -351,11 +350,13 @@ class Deployment:
 
     def _put_back(self) -> None:
         """Each step on its own: what fails is told and left to the guard, and the others are put back all the same."""
+        from pytest_sglang.session import ended
+
         if "kernels" in self.__dict__:
             self._step("caches", self.kernels.put_back)
         if "power" in self.__dict__:
             self._step("power limits", self.power.restore)
-        self._step("server", self._server_as_found)
+        self._step("server", lambda: ended.as_found(self, self._controller))
 
     def _step(self, subject: str, put_back: Callable[[], None]) -> None:
         try:
@@ -366,50 +367,3 @@ class Deployment:
     def not_put_back(self, subject: str, detail: str, remedy: str = "pytest-sglang undo") -> None:
         """A rig that is not as it was found: then the run is no pass."""
         self.recorder.findings((Finding("not-put-back", "warn", subject, detail, remedy),))
-
-    def _server_as_found(self) -> None:
-        from pytest_sglang.session import stopping
-
-        if self._controller is None:
-            return
-        if self.started_entry is not None and self.stopped_entry is None:
-            self._stop_again(self.started_entry)
-            self.started_entry = None
-        if self.stopped_entry is None:
-            return
-        if "kernels" in self.__dict__ and self.kernels.aside:
-            self.not_put_back(
-                self._controller.subject, "it is started when its caches are back, by the guard or by pytest-sglang undo"
-            )
-            return
-        if stopping.is_to_start(self):
-            if "server" in self.__dict__:
-                self.server.launches.append((self.clock.time(), "put back at the end", ""))
-            self._controller.start()
-            _settle(self._controller)
-        if not self._controller.state().active:
-            self.not_put_back(self._controller.subject, f"it was running before and is not now: {self._controller.state().detail}")
-            return
-        self.journal.resolve(self.stopped_entry.id, "started again")
-        self.stopped_entry = None
-
-    def _stop_again(self, entry: Entry) -> None:
-        """The server was found inactive and this run has started it; it stays where somebody has begun to use it."""
-        from pytest_sglang.session import stopping
-
-        try:
-            stopping.until_quiet(self, never_ready=self.server.starting)
-        except Inconclusive as busy:
-            self.journal.resolve(entry.id, f"left running: {busy}")
-            self.not_put_back(self.controller.subject, f"it was not running before and is left running: {busy}")
-            return
-        self.recorder.findings(stopping.stop(self))
-        self.journal.resolve(entry.id, "stopped again, as it was found")
-
-
-def _settle(controller: Controller) -> None:
-    """Give a just started unit a moment to have a process, so that reading back tells the truth."""
-    for _ in range(20):
-        if controller.state().active:
-            return
-        time.sleep(0.1)

@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import re
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_sglang.record import run as records
 from pytest_sglang.record.run import Run
-from pytest_sglang.session import changed
+from pytest_sglang.session import beginnings, changed
 
 if TYPE_CHECKING:
     from pytest_sglang.session.recorder import Recorder
-
-HEAD_BYTES = 4096
-"""A run.json begins with verdict, power levels and the rig's name: most runs are passed over by so much of them."""
-_STAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\dZ")
-_VERDICT = re.compile(rb'^ "verdict": "(\w+)"', re.MULTILINE)
-_SIMULATED = re.compile(rb'^ "simulated": (true|false)', re.MULTILINE)
-_LEVELS = re.compile(rb'^ "power_levels_w": (\[[^\]]*\])', re.MULTILINE)
-_RIG = re.compile(rb'^ "rig": \{\s+"name": ("(?:[^"\\]|\\.)*")', re.MULTILINE)
 
 
 def note(recorder: Recorder, report_dir: Path) -> None:
@@ -55,13 +44,16 @@ def of(report_dir: Path, run: Run) -> dict[str, Any]:
 def last_pass(report_dir: Path, run: Run) -> Run | None:
     """The newest earlier finished pass of the rig of ``run``, at the same power levels if there is one; broken files are passed over."""
     others: list[Path] = []
-    for path in _newest_first(report_dir):
+    for path in beginnings.newest_first(report_dir):
         if path.parent.name == run.run_id:
             continue
-        head = _head(path)
-        if not _may_be(head, run):
+        try:
+            begins = beginnings.read(path)
+        except OSError:
             continue
-        if _json(head, _LEVELS) not in (None, list(run.power_levels_w)):
+        if not begins.may_be_of(run.rig.get("name"), run.simulated) or begins.verdict not in (None, "pass"):
+            continue
+        if begins.power_levels_w not in (None, list(run.power_levels_w)):
             others.append(path)
             continue
         found = _pass(path, run)
@@ -84,57 +76,10 @@ def _pass(path: Path, run: Run) -> Run | None:
 
 def _earlier(found: Run, run: Run) -> bool:
     """By the machine's time in the ids where both have one: a simulated rig's own clock runs ahead of it."""
-    stamps = [_STAMP.match(each.run_id) for each in (found, run)]
+    stamps = [beginnings.STAMP.match(each.run_id) for each in (found, run)]
     if stamps[0] is not None and stamps[1] is not None:
         return stamps[0][0] <= stamps[1][0]
     return found.started <= run.started
-
-
-def _newest_first(report_dir: Path) -> list[Path]:
-    """By the time in a run folder's name; a folder with another name by when its run.json was written."""
-    found: list[tuple[str, str, Path]] = []
-    try:
-        entries = list(os.scandir(report_dir))
-    except OSError:
-        return []
-    for entry in entries:
-        path = Path(entry.path) / "run.json"
-        try:
-            match = _STAMP.match(entry.name)
-            stamp = match[0] if match else time.strftime("%Y-%m-%dT%H-%M-%SZ", time.gmtime(path.stat().st_mtime))
-        except OSError:
-            continue
-        found.append((stamp, entry.name, path))
-    return [path for _, _, path in sorted(found, reverse=True)]
-
-
-def _head(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            return file.read(HEAD_BYTES)
-    except OSError:
-        return b""
-
-
-def _may_be(head: bytes, run: Run) -> bool:
-    """Whether the beginning of a run.json leaves open that it is a pass of this rig."""
-    verdict, simulated, rig = _VERDICT.search(head), _SIMULATED.search(head), _json(head, _RIG)
-    if not head or (verdict is not None and verdict[1] != b"pass"):
-        return False
-    if simulated is not None and (simulated[1] == b"true") != run.simulated:
-        return False
-    return rig in (None, run.rig.get("name"))
-
-
-def _json(head: bytes, pattern: re.Pattern[bytes]) -> Any:
-    """The JSON value that stands there; None where the beginning does not tell."""
-    import json
-
-    found = pattern.search(head)
-    try:
-        return None if found is None else json.loads(found[1])
-    except ValueError:
-        return None
 
 
 def _measured(run: Run) -> dict[str, Any]:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import shutil
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ import msgspec
 
 from pytest_sglang.record.run import SCHEMA, Run
 from pytest_sglang.record.values import Value
+from pytest_sglang.session import beginnings
 
 
 class StoredRound(Value, frozen=True, kw_only=True):
@@ -137,48 +136,15 @@ def newest(folder: Path, *, rig: str, simulated: bool) -> Iterator[Stored]:
     Newest by the moment in the folder's name, as runs name theirs; a folder of another name goes by the time of its run.json.
     Runs of other rigs are told by the first lines of their file and cost a thirtieth of a reading.
     """
-    try:
-        names = os.listdir(folder)
-    except OSError:
-        return
-    shown = ((_moment(folder, name), name) for name in names if not name.startswith("."))
-    for _, name in sorted(shown, reverse=True):
-        path = folder / name / "run.json"
+    for path in beginnings.newest_first(folder):
         try:
-            if _is_anothers(path, rig, simulated):
+            if not beginnings.read(path).may_be_of(rig, simulated):
                 continue
             run = read(path)
         except (OSError, msgspec.MsgspecError, ValueError):
             continue
         if run.rig_name == rig and run.simulated == simulated:
             yield run
-
-
-_NAMED = re.compile(r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\dZ")
-_HEAD = 4096
-_FLAG = re.compile(rb'^ "simulated": (true|false),$', re.MULTILINE)
-_RIG = re.compile(rb'^ "rig": \{\n  "name": ("(?:[^"\\]|\\.)*"),$', re.MULTILINE)
-"""The first lines of a run.json as ``record.run.write`` writes them."""
-
-
-def _moment(folder: Path, name: str) -> str:
-    found = _NAMED.match(name)
-    if found is not None:
-        return found[0]
-    try:
-        return time.strftime("%Y-%m-%dT%H-%M-%SZ", time.gmtime((folder / name / "run.json").stat().st_mtime))
-    except OSError:
-        return ""
-
-
-def _is_anothers(path: Path, rig: str, simulated: bool) -> bool:
-    """Whether the first lines tell that it is of another rig; False where they do not tell."""
-    with open(path, "rb", buffering=0) as file:
-        head = file.read(_HEAD)
-    flag, name = _FLAG.search(head), _RIG.search(head)
-    if flag is not None and (flag[1] == b"true") != simulated:
-        return True
-    return name is not None and msgspec.json.decode(name[1]) != rig
 
 
 def _known_schema(data: bytes) -> None:

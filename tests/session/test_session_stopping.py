@@ -14,8 +14,7 @@ from pytest_sglang.record.values import Finding
 from pytest_sglang.rig.model import ServerPromise
 from pytest_sglang.server.control import ControlError, ControlState
 from pytest_sglang.server.http import Load, Unreadable
-from pytest_sglang.session import starting, stopping
-from pytest_sglang.session.deployment import Deployment
+from pytest_sglang.session import ended, starting, stopping
 from pytest_sglang.session.errors import Inconclusive
 from pytest_sglang.session.server import SglangServer
 
@@ -429,7 +428,7 @@ def put_back(*states: ControlState, aside: list[str]) -> tuple[Any, Starts, list
     seen.stopped_entry, seen.started_entry, seen.kernels = SimpleNamespace(id="stopped"), None, SimpleNamespace(aside=aside)
     seen.controller = seen._controller = owner
     seen.not_put_back = lambda subject, detail: seen.told.append(detail)
-    Deployment._server_as_found(seen)
+    ended.as_found(seen, owner)
     return seen, owner, resolved
 
 
