@@ -221,7 +221,7 @@ def test_a_thousand_runs_are_not_all_read(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_run_that_is_being_removed_is_no_last_pass(tmp_path: Path) -> None:
     stored(tmp_path, "old", started="2026-11-18T00:00:00.000Z")
     (tmp_path / "old").rename(tmp_path / ".removed-old")
-    now = records.read(stored(tmp_path / "elsewhere", "now"))
+    now = records.read(stored(tmp_path / "elsewhere", "now", started="2026-11-25T00:00:00.000Z"))
     assert since.of(tmp_path, now) == {}
     (tmp_path / ".removed-old").rename(tmp_path / "old")
     assert since.of(tmp_path, now)["run_id"] == "old"
